@@ -1,0 +1,358 @@
+"""What poclab talks about: labs as asked for, versions, and VMs as recorded on the host.
+
+Plain frozen dataclasses without behaviour of their own beyond spelling; sizes are bytes,
+times RFC 3339 in UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from poclab.errors import UsageError
+from poclab.names import check_name, check_tag, shown
+
+
+@dataclass(frozen=True, order=True)
+class Ref:
+    """A version's name: `shop:v2`."""
+
+    image: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.image}:{self.tag}"
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Read `IMAGE:TAG`.
+
+        Raises:
+            UsageError: a part is missing or is no name.
+        """
+        image, colon, tag = text.partition(":")
+        if not colon:
+            raise UsageError(f"{shown(text)} names no tag", fix=f"write {shown(text + ':TAG')}")
+        return cls(check_name("image", image), check_tag(tag))
+
+
+class Profile(StrEnum):
+    """Which devices a guest can drive."""
+
+    LINUX = "linux"
+    WINDOWS = "windows"
+    LEGACY = "legacy"
+
+
+class Mode(StrEnum):
+    """How a lab network reaches the world."""
+
+    NAT = "nat"
+    ISOLATED = "isolated"
+
+
+# --- the lab as asked for ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of a lab.
+
+    Attributes:
+        name: its name in the lab.
+        mode: how it reaches the world.
+        cidr: its addresses; the first usable one is the host's.
+    """
+
+    name: str
+    mode: Mode
+    cidr: IPv4Network
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A VM's place on a network, as asked for.
+
+    Attributes:
+        network: the network's name.
+        ip: the address, or None to have one assigned.
+        mac: the MAC address (lower case), or None to have one derived.
+    """
+
+    network: str
+    ip: IPv4Address | None = None
+    mac: str | None = None
+
+
+@dataclass(frozen=True)
+class DataDisk:
+    """A disk beside the system disk; empty when new.
+
+    Attributes:
+        name: its name, also the serial number the guest sees.
+        size: bytes.
+        keep: whether `reset` and `down` leave it alone.
+    """
+
+    name: str
+    size: int
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Ready:
+    """When a VM counts as ready.
+
+    Attributes:
+        kind: "ssh" (a login works), "tcp" (the port answers) or "agent" (the guest agent is connected).
+        port: the port for "tcp", else 0.
+        timeout: seconds to wait.
+    """
+
+    kind: str
+    port: int = 0
+    timeout: int = 300
+
+
+@dataclass(frozen=True, order=True)
+class Forward:
+    """A port on 127.0.0.1 of the host that leads to a port of the guest (qemu:///session).
+
+    Attributes:
+        host: the host's port.
+        guest: the guest's port.
+    """
+
+    host: int
+    guest: int
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A VM of a lab, as asked for, defaults filled in."""
+
+    name: str
+    image: Ref
+    cpus: int = 2
+    memory: int = 2 * 1024**3
+    networks: tuple[Nic, ...] = ()
+    disks: tuple[DataDisk, ...] = ()
+    after: tuple[str, ...] = ()
+    ready: Ready | None = None
+    ports: tuple[Forward, ...] = ()
+    user: str | None = None
+    disk_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab, as asked for."""
+
+    name: str
+    description: str = ""
+    networks: tuple[Network, ...] = ()
+    vms: tuple[Vm, ...] = ()
+
+
+# --- versions ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a version comes from.
+
+    Attributes:
+        kind: "built" (from a container image, can be built again) or "imported" (precious).
+        source: the container image's name, or the imported file's.
+        digest: the container image's digest or the imported file's sha256, `sha256:HEX`.
+        builder: the disk builder's name for a built one.
+        inputs: what else went in (builder version, rootfs, size, kernel arguments ...).
+    """
+
+    kind: str
+    source: str
+    digest: str = ""
+    builder: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of an image, as its manifest says.
+
+    Attributes:
+        ref: its name.
+        digest: sha256 of the base disk's file, `sha256:HEX`.
+        size: bytes of the base disk's file.
+        virtual_size: bytes the guest sees.
+        profile: which devices the guest can drive.
+        origin: where it comes from.
+        created: when it was published.
+        user: the user to log in as over SSH.
+        labels: free text by key.
+    """
+
+    ref: Ref
+    digest: str
+    size: int
+    virtual_size: int
+    profile: Profile
+    origin: Origin
+    created: str
+    user: str = "root"
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+# --- what is recorded on the host -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NicRecord:
+    """A VM's place on a network, as defined."""
+
+    network: str
+    mac: str
+    ip: IPv4Interface | None
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One thing that was done to a VM.
+
+    Attributes:
+        time: when.
+        action: "create", "reset", "change" ...
+        version: the version it ran from then on.
+        digest: that version's digest.
+        by: who did it.
+    """
+
+    time: str
+    action: str
+    version: Ref
+    digest: str
+    by: str
+
+
+@dataclass(frozen=True)
+class VmRecord:
+    """All that poclab knows of a VM; kept as metadata in its domain.
+
+    Attributes:
+        lab: the lab's name.
+        name: the VM's name.
+        wanted: the version the lab file asked for when it was last applied.
+        version: the version the system disk was made from (`reset --to` moves it).
+        digest: the digest of that version's base disk.
+        overlay: the volume of the system disk.
+        cpus: virtual CPUs.
+        memory: bytes.
+        profile: which devices the guest gets.
+        user: the user to log in as over SSH.
+        nics: the places on lab networks.
+        disks: the data disks.
+        disk_size: bytes of the system disk, or None for the version's own size.
+        forwards: ports forwarded from 127.0.0.1 (qemu:///session only).
+        after: VMs that must be ready first.
+        ready: when it counts as ready.
+        ssh_key: the lab's public key, one line, or an empty string.
+        fresh: whether the firmware variables must be made anew at the next start.
+        history: what was done to it, oldest first.
+    """
+
+    lab: str
+    name: str
+    wanted: Ref
+    version: Ref
+    digest: str
+    overlay: str
+    cpus: int
+    memory: int
+    profile: Profile
+    user: str = "root"
+    nics: tuple[NicRecord, ...] = ()
+    disks: tuple[DataDisk, ...] = ()
+    disk_size: int | None = None
+    forwards: tuple[Forward, ...] = ()
+    after: tuple[str, ...] = ()
+    ready: Ready | None = None
+    ssh_key: str = ""
+    fresh: bool = True
+    history: tuple[HistoryEntry, ...] = ()
+
+    @property
+    def domain(self) -> str:
+        """The domain's name: `LAB.VM`."""
+        return f"{self.lab}.{self.name}"
+
+    @property
+    def path(self) -> str:
+        """How a user names it: `LAB/VM`."""
+        return f"{self.lab}/{self.name}"
+
+    @property
+    def ssh_port(self) -> int | None:
+        """The forwarded port that leads to the guest's SSH server, if any."""
+        return next((f.host for f in self.forwards if f.guest == 22), None)
+
+    @property
+    def address(self) -> IPv4Address | None:
+        """The first static address."""
+        return next((nic.ip.ip for nic in self.nics if nic.ip is not None), None)
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """A lab network as recorded in a libvirt network's metadata."""
+
+    lab: str
+    name: str
+    mode: Mode
+    cidr: IPv4Network
+
+    @property
+    def libvirt_name(self) -> str:
+        """The libvirt network's name: `LAB.NET`."""
+        return f"{self.lab}.{self.name}"
+
+
+class State(StrEnum):
+    """A domain's state, in libvirt's words."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTOFF = "shut off"
+    CRASHED = "crashed"
+    SHUTDOWN = "in shutdown"
+    SUSPENDED = "pmsuspended"
+    IO_ERROR = "paused (I/O error)"
+
+
+@dataclass(frozen=True)
+class ObservedVm:
+    """A VM as found on the host.
+
+    Attributes:
+        record: what its persistent definition says.
+        uuid: the domain's UUID.
+        state: its state.
+        live: what the running domain's definition says, or None when it does not run.
+        started: when poclab started the running domain, or None if it did not.
+    """
+
+    record: VmRecord
+    uuid: str
+    state: State
+    live: VmRecord | None = None
+    started: str | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether a QEMU process runs for it."""
+        return self.live is not None
+
+    @property
+    def running(self) -> VmRecord:
+        """What it runs: the live record if it runs, else the defined one."""
+        return self.live or self.record

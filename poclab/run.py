@@ -1,0 +1,281 @@
+"""The only place that starts processes: argv lists, logged, with time limits.
+
+A test (or a dry run) puts another `Runner` in with `using`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import join
+from typing import IO, NoReturn
+
+from poclab import events
+from poclab.errors import PoclabError
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a process ended.
+
+    Attributes:
+        argv: the command.
+        code: its exit status; negative for a signal.
+        stdout: what it printed.
+        stderr: what it printed as errors.
+    """
+
+    argv: tuple[str, ...]
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line it printed as an error, or else at all."""
+        for text in (self.stderr, self.stdout):
+            lines = text.strip().splitlines()
+            if lines:
+                return lines[-1].strip()
+        return f"exit status {self.code}"
+
+
+class CommandFailed(PoclabError):
+    """A command ended with a status other than 0.
+
+    Attributes:
+        result: how it ended.
+    """
+
+    def __init__(self, result: Result, *, fix: str = "") -> None:
+        super().__init__(f"{result.argv[0]} failed", why=result.last_line, fix=fix)
+        self.result = result
+
+
+class Runner:
+    """Starts real processes."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002 - subprocess's own name
+        timeout: float | None = 600,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        limits: Mapping[int, int] | None = None,
+    ) -> Result:
+        """Run a command to its end and capture what it prints.
+
+        Args:
+            argv: the command and its arguments; never a shell.
+            check: raise when the status is not 0.
+            input: text for its standard input.
+            timeout: seconds before it is killed.
+            env: variables added to the environment.
+            cwd: the directory it runs in.
+            limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
+
+        Raises:
+            PoclabError: the program is missing, or timed out.
+            CommandFailed: it failed and `check` is set.
+        """
+        events.debug(f"run: {join(argv)}")
+        try:
+            done = subprocess.run(
+                list(argv),
+                input=input,
+                stdin=None if input is not None else subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                env=_environment(env),
+                cwd=cwd,
+                check=False,
+                preexec_fn=_limiter(limits),  # noqa: PLW1509 - sets limits only
+            )
+        except FileNotFoundError as error:
+            raise _missing(argv[0]) from error
+        except subprocess.TimeoutExpired as error:
+            raise PoclabError(
+                f"{argv[0]} did not end within {timeout:.0f} s", why=join(argv)[:300]
+            ) from error
+        result = Result(tuple(argv), done.returncode, done.stdout, done.stderr)
+        if check and result.code != 0:
+            raise CommandFailed(result)
+        return result
+
+    def stream(
+        self,
+        argv: Sequence[str],
+        on_line: Callable[[str], None],
+        *,
+        log: Path | None = None,
+        timeout: float = 7200,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> int:
+        """Run a long command, standard output and errors together, a line at a time.
+
+        Args:
+            argv: the command and its arguments.
+            on_line: called for each line, without its end; `\r` ends a line too.
+            log: a file that gets all of the output.
+            timeout: seconds before the process group is killed.
+            env: variables added to the environment.
+            cwd: the directory it runs in.
+
+        Returns:
+            The exit status. On an exception (Ctrl-C included) the process group is ended first.
+
+        Raises:
+            PoclabError: the program is missing, or timed out.
+        """
+        events.debug(f"run: {join(argv)}")
+        try:
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=_environment(env),
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise _missing(argv[0]) from error
+        timed_out = threading.Event()
+
+        def expire() -> None:
+            timed_out.set()
+            _end_group(process)
+
+        timer = threading.Timer(timeout, expire)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            _pump(process.stdout, on_line, log)
+            code = process.wait()
+        except BaseException:
+            _end_group(process)
+            raise
+        finally:
+            timer.cancel()
+        if timed_out.is_set():
+            raise PoclabError(f"{argv[0]} did not end within {timeout:.0f} s", why=join(argv)[:300])
+        return code
+
+    def exec(self, argv: Sequence[str]) -> NoReturn:
+        """Become the command: terminal, signals and exit status are its own.
+
+        Raises:
+            PoclabError: the program is missing.
+        """
+        events.debug(f"exec: {join(argv)}")
+        try:
+            os.execvp(argv[0], list(argv))  # noqa: S606 - replaces this process, no shell
+        except FileNotFoundError as error:
+            raise _missing(argv[0]) from error
+
+    def which(self, program: str) -> str | None:
+        """The path of a program, looked for in PATH and the sbin directories."""
+        sbin = "/usr/local/sbin:/usr/sbin:/sbin"
+        return shutil.which(program) or shutil.which(program, path=sbin)
+
+
+_PACKAGES = {
+    "podman": "podman",
+    "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora)",
+    "ssh": "openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)",
+    "ssh-keygen": "openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)",
+    "mke2fs": "e2fsprogs",
+    "debugfs": "e2fsprogs",
+    "mcopy": "mtools",
+    "mformat": "mtools",
+    "sfdisk": "fdisk (Debian, Ubuntu) or util-linux (Fedora)",
+    "sudo": "sudo",
+}
+
+
+def _missing(program: str) -> PoclabError:
+    package = _PACKAGES.get(program, program)
+    return PoclabError(f"{program} is not installed", fix=f"install the package {package}")
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    # The C locale: texts of other programs are matched, and sbin holds mke2fs on Debian.
+    env = dict(os.environ) | {"LC_ALL": "C.UTF-8"}
+    env["PATH"] = env.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
+    return env | dict(extra or {})
+
+
+def _limiter(limits: Mapping[int, int] | None) -> Callable[[], None] | None:
+    if not limits:
+        return None
+
+    def apply() -> None:
+        import resource
+
+        for name, value in limits.items():
+            resource.setrlimit(name, (value, value))
+
+    return apply
+
+
+def _pump(stream: IO[bytes], on_line: Callable[[str], None], log: Path | None) -> None:
+    with open(log, "ab") if log else open(os.devnull, "wb") as copy:  # noqa: PTH123
+        pending = b""
+        # read1 returns what is there, so progress is shown when it is printed.
+        while chunk := stream.read1(65536):  # type: ignore[attr-defined]
+            copy.write(chunk)
+            copy.flush()
+            *lines, pending = (pending + chunk.replace(b"\r", b"\n")).split(b"\n")
+            for line in lines:
+                on_line(line.decode(errors="replace"))
+        if pending:
+            on_line(pending.decode(errors="replace"))
+
+
+def _end_group(process: subprocess.Popen[bytes], patience: float = 10) -> None:
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signum)
+        limit = time.monotonic() + patience
+        while time.monotonic() < limit:
+            if process.poll() is not None:
+                return
+            time.sleep(0.05)
+
+
+_current: Runner = Runner()
+
+
+def runner() -> Runner:
+    """The runner in use."""
+    return _current
+
+
+@contextmanager
+def using(other: Runner) -> Iterator[Runner]:
+    """Use another runner inside the block."""
+    global _current
+    before, _current = _current, other
+    try:
+        yield other
+    finally:
+        _current = before
+
+
+def run(argv: Sequence[str], **options: object) -> Result:
+    """`Runner.run` of the runner in use; see there."""
+    return _current.run(argv, **options)  # type: ignore[arg-type]
