@@ -51,7 +51,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def step(text: str, **data: Any) -> None:
-    """An effect on the host begins; a kill here must leave nothing that the next command cannot mend."""
+    """An effect on the host begins; a kill here must be mendable."""
     emit("step", text, **data)
 
 

@@ -105,7 +105,7 @@ class Ready:
     """When a VM counts as ready.
 
     Attributes:
-        kind: "ssh" (a login works), "tcp" (the port answers) or "agent" (the guest agent is connected).
+        kind: "ssh" (a login works), "tcp" (the port answers) or "agent" (it is connected).
         port: the port for "tcp", else 0.
         timeout: seconds to wait.
     """

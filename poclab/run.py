@@ -102,7 +102,7 @@ class Runner:
                 env=_environment(env),
                 cwd=cwd,
                 check=False,
-                preexec_fn=_limiter(limits),  # noqa: PLW1509 - sets limits only
+                preexec_fn=_limiter(limits),
             )
         except FileNotFoundError as error:
             raise _missing(argv[0]) from error
@@ -183,7 +183,7 @@ class Runner:
         """
         events.debug(f"exec: {join(argv)}")
         try:
-            os.execvp(argv[0], list(argv))  # noqa: S606 - replaces this process, no shell
+            os.execvp(argv[0], list(argv))
         except FileNotFoundError as error:
             raise _missing(argv[0]) from error
 

@@ -65,5 +65,5 @@ class Builder(Protocol):
         """Build the disk; on any error or interruption nothing is left outside the workdir.
 
         Raises:
-            PoclabError: the build failed; the message has the builder's own last line and what to do.
+            PoclabError: the build failed; the message has the builder's last line.
         """
