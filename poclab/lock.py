@@ -1,0 +1,298 @@
+"""One lock a lab and host, so that two commands never work on one lab at a time.
+
+The lock is flock(2) on a small file: the kernel drops it when its holder ends, however it
+ends, so there are no stale locks. The file's text only names the holder for the message of
+whoever finds the lab busy.
+
+All users of a host must meet at the same file when they share a libvirt (qemu:///system), so
+that file lives in a directory anybody may write to. Nothing in there is trusted: directories
+and files that are links, or files with a second name, are refused rather than written to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from poclab import config, events
+from poclab.errors import PoclabError
+
+_RUN_LOCK = Path("/run/lock")  # FHS 3.0, 5.9; world-writable on Debian, root's alone on Fedora
+_TMP_LOCK = Path("/tmp/poclab-lock")
+_POLL = 0.1  # seconds between two attempts
+_NAME_MAX = 100  # characters of a lock's name that its file's name shows
+
+_held: set[tuple[int, Path]] = set()
+_held_guard = threading.Lock()
+
+
+@contextmanager
+def hold(
+    name: str,
+    *,
+    uri: str,
+    doing: str,
+    shared: bool = False,
+    wait: float = 0,
+    kind: str = "lab",
+) -> Iterator[None]:
+    """Hold a lock while the block runs.
+
+    It is not re-entrant: a process (any of its threads) that holds a lock and asks for it
+    again gets a RuntimeError at once, since waiting for itself would never end.
+
+    Args:
+        name: what is locked, as the user knows it.
+        uri: the libvirt connection; the same name on two hosts is two locks.
+        doing: the command, shown to whoever finds it busy (`poclab up customer-a`).
+        shared: let other shared holders in, keep exclusive ones out.
+        wait: seconds to wait for it.
+        kind: what sort of thing the name names; a word of the message, and part of the lock.
+
+    Raises:
+        PoclabError: somebody else holds it, or the lock file cannot be used.
+        RuntimeError: this process holds it already.
+    """
+    path = _directory(uri) / _file_name(kind, name, uri)
+    key = (os.getpid(), path)  # with the pid: a forked child does not hold what its parent holds
+    with _held_guard:
+        if key in _held:
+            raise RuntimeError(f"this process holds the lock of {kind} {name} already")
+        _held.add(key)
+    try:
+        fd = _acquire(path, f"{kind} {name}", shared, wait)
+        try:
+            if not shared:
+                _sign(fd, doing)
+            yield
+        finally:
+            if not shared:
+                _wipe(fd)
+            # Unlocked before it is closed: a child made by fork alone shares the open file.
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+    finally:
+        with _held_guard:
+            _held.discard(key)
+
+
+@contextmanager
+def guard(directory: Path) -> Iterator[None]:
+    """Keep other processes of this user out of a private directory for a moment.
+
+    Waits as long as it takes; for work of well below a second.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+# --- where ------------------------------------------------------------------------------
+
+
+def _directory(uri: str) -> Path:
+    if _is_local_system(uri):
+        return _shared_directory()
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    # After `su` the variable may name another user's directory.
+    if runtime.startswith("/") and _owned(Path(runtime)):
+        return config.private_dir(Path(runtime) / "poclab")
+    return config.private_dir(config.state_dir() / "locks")
+
+
+def _is_local_system(uri: str) -> bool:
+    parts = urlsplit(uri)
+    return not parts.netloc and parts.path == "/system"
+
+
+def _canonical(uri: str) -> str:
+    # qemu+unix:///system and qemu:///system?socket=... reach the same labs.
+    if _is_local_system(uri):
+        return f"{urlsplit(uri).scheme.partition('+')[0]}:///system"
+    return uri
+
+
+def _file_name(kind: str, name: str, uri: str) -> str:
+    digest = sha256("\0".join((kind, name, _canonical(uri))).encode()).hexdigest()[:12]
+    shown = re.sub(r"[^A-Za-z0-9.-]", "_", f"{kind}-{name}")[:_NAME_MAX]
+    return f"{shown}-{digest}.lock"
+
+
+def _owned(path: Path) -> bool:
+    try:
+        return path.stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _shared_directory() -> Path:
+    path = _RUN_LOCK / "poclab" if _is_public(_RUN_LOCK) else _TMP_LOCK
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        path.chmod(0o1777)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise _unusable(path, "it is no directory")
+    if found.st_mode & 0o1777 != 0o1777:
+        # Ours, of a process that was stopped before its chmod; or another user's, who is at it.
+        with suppress(PermissionError):
+            path.chmod(0o1777)
+            return path
+        time.sleep(_POLL)
+        if not _is_public(path):
+            raise _unusable(path, "not every user may write to it")
+    return path
+
+
+def _is_public(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISDIR(mode) and mode & 0o1777 == 0o1777
+
+
+def _unusable(path: Path, why: str) -> PoclabError:
+    return PoclabError(f"cannot use {path} for locks", why=why, fix=f"remove {path} as root")
+
+
+# --- the lock itself --------------------------------------------------------------------
+
+
+def _acquire(path: Path, what: str, shared: bool, wait: float) -> int:
+    limit = time.monotonic() + wait
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+    told = False
+    while True:
+        fd = _open(path)
+        keep = False
+        try:
+            fcntl.flock(fd, operation)
+            # A cleaner of /tmp may have removed the file meanwhile: then others lock a new one.
+            keep = _is_at(fd, path)
+        except BlockingIOError:
+            why = _holder(fd)
+            if time.monotonic() >= limit:
+                raise PoclabError(
+                    f"{what} is busy", why=why, fix="wait for it to end, or end it"
+                ) from None
+            if not told:
+                events.note(f"waiting: {why}")
+                told = True
+            time.sleep(_POLL)
+        finally:
+            if not keep:
+                os.close(fd)
+        if keep:
+            return fd
+
+
+def _open(path: Path) -> int:
+    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    for _ in range(100):
+        try:
+            # Without O_CREAT first: fs.protected_regular forbids O_CREAT on another user's file
+            # in a sticky directory (proc_sys_fs(5)).
+            fd = os.open(path, os.O_RDWR | safe)
+        except FileNotFoundError:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | safe, 0o666)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise _unusable(path, error.strerror or str(error)) from error
+            os.fchmod(fd, 0o666)  # whatever the umask is
+        except PermissionError:
+            # Enough for flock; only the holder's name cannot be written.
+            try:
+                fd = os.open(path, os.O_RDONLY | safe)
+            except OSError as error:
+                raise _unusable(path, error.strerror or str(error)) from error
+        except OSError as error:  # ELOOP: a symbolic link; ENXIO: a FIFO or socket
+            raise _unusable(path, error.strerror or str(error)) from error
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+            return fd
+        os.close(fd)
+        raise _unusable(path, "it is no regular file of its own")
+    raise _unusable(path, "it comes and goes")
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+# --- the holder's name ------------------------------------------------------------------
+
+
+def _sign(fd: int, doing: str) -> None:
+    holder = {
+        "pid": os.getpid(),
+        "born": _born(os.getpid()),
+        "user": config.user_name(),
+        "doing": doing,
+        "since": int(time.time()),
+    }
+    _write(fd, json.dumps(holder).encode())
+
+
+def _wipe(fd: int) -> None:
+    _write(fd, b"")
+
+
+def _write(fd: int, data: bytes) -> None:
+    # A courtesy: a full disk or a read-only descriptor must not keep the work from being done.
+    with suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, data, 0)
+
+
+def _holder(fd: int) -> str:
+    """Who holds the lock, as far as the file tells and it is true.
+
+    The text of a holder that was killed stays in the file, so the process has to be alive and
+    to be the one that wrote it (its start time tells it from a later one of that number).
+    """
+    unknown = "another poclab command holds it"
+    try:
+        holder = json.loads(os.pread(fd, 4096, 0))
+        pid, since = int(holder["pid"]), float(holder["since"])
+        if holder["born"] is None or _born(pid) != holder["born"]:
+            return unknown
+        doing, user = _plain(holder["doing"]), _plain(holder["user"])
+        started = time.localtime(since)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return unknown
+    form = "%H:%M:%S" if time.time() - since < 12 * 3600 else "%Y-%m-%d %H:%M:%S"
+    return f"`{doing}` of {user} (pid {pid}) holds it since {time.strftime(form, started)}"
+
+
+def _plain(text: object) -> str:
+    # Anybody can write the file: nothing in it may move a terminal's cursor.
+    return "".join(c if c.isprintable() else "?" for c in str(text))[:200]
+
+
+def _born(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot: field 22 of proc_pid_stat(5)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        # The second field, in parentheses, may hold blanks and parentheses.
+        return int(text.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
