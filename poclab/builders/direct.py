@@ -1,0 +1,277 @@
+"""The direct builder: a disk from a container image with ordinary programs alone.
+
+No privilege, no loop device, no mount, no network, no builder image. What comes out is a
+GPT disk with systemd-boot, the image's own kernel and initramfs, and its files in an ext4
+root partition that is the last one, so that it can grow with the disk. The same image and
+request give the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from poclab import container, disk, events
+from poclab.builders import esp, rootfs
+from poclab.builders.base import BuildRequest, Built
+from poclab.builders.kernel import Bootable, find_bootable
+from poclab.errors import PoclabError, UsageError
+from poclab.names import shown
+from poclab.run import runner
+from poclab.units import MIB, format_size
+
+_PROGRAMS = ("podman", "sfdisk", "mke2fs", "debugfs", "mformat", "mmd", "mcopy", "qemu-img")
+_PACKAGES = {
+    "podman": "podman",
+    "sfdisk": "fdisk (Debian, Ubuntu) or util-linux (Fedora)",
+    "mke2fs": "e2fsprogs",
+    "debugfs": "e2fsprogs",
+    "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora)",
+}
+# FAT cannot tell times before 1980 and e2fsprogs takes 0 for "no time given".
+_FIRST_TIME = 315619200  # 1980-01-02
+# UUIDs of disks are derived in this namespace.
+_NAMESPACE = uuid.UUID("9f0c0a3e-6a52-4f0e-8f5e-6f6f0a1d7c11")
+
+
+class Direct:
+    """Makes UEFI disks of container images that hold a kernel, an initramfs and an init."""
+
+    name = "direct"
+
+    def check(self) -> None:
+        """See that the programs are there.
+
+        Raises:
+            PoclabError: one is missing, or the host's processor is not known.
+        """
+        esp.host_arch()
+        for program in _PROGRAMS:
+            if runner().which(program) is None:
+                package = _PACKAGES.get(program, "mtools")
+                raise PoclabError(
+                    f"{program} is not installed", fix=f"install the package {package}"
+                )
+
+    def build(self, request: BuildRequest) -> Built:
+        """Build the disk; see `Builder.build`.
+
+        Raises:
+            PoclabError: the image cannot boot, does not fit, or a program failed.
+            UsageError: the request asks for what this builder cannot do.
+        """
+        _check_request(request)
+        arch = esp.host_arch()
+        _check_space(request)
+        work = request.workdir
+        tar = work / "image.tar"
+        container.export(request.image_id, tar)
+        events.step("look for kernel, initramfs and init", image=request.image)
+        members = rootfs.listing(tar)
+        bootable = _bootable(members, request)
+        root = _unpacked(tar, members, work, request)
+        # Two copies of the content are enough at any time.
+        tar.unlink()
+        raw = _raw_disk(root, bootable, arch, request)
+        shutil.rmtree(root.tree)
+        target = work / "disk.qcow2"
+        events.step("convert to qcow2", disk=str(target))
+        disk.convert_to_qcow2(raw, "raw", target)
+        raw.unlink()
+        return Built(target, _inputs(request, bootable))
+
+
+@dataclass(frozen=True)
+class _Root:
+    """The image's files, unpacked.
+
+    Attributes:
+        tree: where they are.
+        members: what they are.
+        epoch: the newest file's time, which stands for the time of the build.
+    """
+
+    tree: Path
+    members: rootfs.Members
+    epoch: int
+
+
+def _check_request(request: BuildRequest) -> None:
+    if request.rootfs != "ext4":
+        raise UsageError(
+            f"the direct builder makes no {shown(request.rootfs)} root file system",
+            why="it makes ext4",
+            fix="write rootfs: ext4, or use builder: bootc-image-builder",
+        )
+    if request.blueprint or request.builder_image or request.builder_args:
+        raise UsageError(
+            "the direct builder takes no blueprint, builder image or builder arguments",
+            fix="put it in the Containerfile, or use builder: bootc-image-builder",
+        )
+    for arg in request.kernel_args:
+        if not arg.isprintable():
+            raise UsageError(f"{shown(arg)} is no kernel argument")
+
+
+def _check_space(request: BuildRequest) -> None:
+    """See that the work directory has room for the content twice, and half as much again."""
+    size = container.inspect(request.image_id).size
+    needed = size * 5 // 2 + 256 * MIB
+    free = shutil.disk_usage(request.workdir).free
+    if free < needed:
+        raise PoclabError(
+            f"{request.workdir} has no room for the build",
+            why=f"it needs about {format_size(needed)} and has {format_size(free)}",
+            fix="make room, or set XDG_CACHE_HOME to a directory with more",
+        )
+
+
+def _bootable(members: rootfs.Members, request: BuildRequest) -> Bootable:
+    return find_bootable(
+        [name for name, member in members.items() if member.isreg() or member.islnk()],
+        [name for name, member in members.items() if member.issym()],
+        request.kernel_args,
+    )
+
+
+def _unpacked(tar: Path, members: rootfs.Members, work: Path, request: BuildRequest) -> _Root:
+    newest = max((int(member.mtime) for member in members.values()), default=0)
+    # A file of the future would have the file system checked at every boot until then.
+    epoch = max(_FIRST_TIME, min(newest, int(time.time())))
+    rootfs.complete(members, epoch)
+    events.step("unpack the image's files", files=len(members))
+    root = _Root(work / "tree", members, epoch)
+    rootfs.unpack(tar, members, root.tree)
+    _make_growable(root, _id(request, "root"))
+    return root
+
+
+def _make_growable(root: _Root, root_uuid: str) -> None:
+    """Have systemd grow the root partition and its file system; other inits do it themselves.
+
+    The partition: systemd-repart, which takes an existing partition for the one that is
+    described (repart.d(5)). The file system: x-systemd.growfs in fstab (systemd.mount(5)).
+    """
+    members = root.members
+    if not any(name in members for name in ("usr/lib/systemd/systemd", "lib/systemd/systemd")):
+        return
+    repart = [name for name in members if "/repart.d/" in name and name.endswith(".conf")]
+    if not repart and _can_add(members, "usr/lib/repart.d/50-root.conf"):
+        text = "[Partition]\nType=root\n"
+        rootfs.add_file(members, root.tree, "usr/lib/repart.d/50-root.conf", text, root.epoch)
+    before = members.get("etc/fstab")
+    if not _can_add(members, "etc/fstab") or (before is not None and not before.isreg()):
+        return
+    fstab = root.tree / "etc/fstab"
+    old = fstab.read_bytes().decode(errors="surrogateescape") if before is not None else ""
+    fields = [line.split() for line in old.splitlines() if not line.lstrip().startswith("#")]
+    if any(len(row) > 1 and row[1] == "/" for row in fields):
+        return
+    new = f"UUID={root_uuid} / ext4 defaults,x-systemd.growfs 0 1\n"
+    separator = "" if not old or old.endswith("\n") else "\n"
+    owner = members.pop("etc/fstab", None)
+    rootfs.add_file(members, root.tree, "etc/fstab", old + separator + new, root.epoch)
+    if owner is not None:
+        owner.size = members["etc/fstab"].size
+        members["etc/fstab"] = owner
+
+
+def _can_add(members: rootfs.Members, name: str) -> bool:
+    """Whether each directory above a new file is a directory or not there yet."""
+    parts = name.split("/")
+    above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+    return all(parent not in members or members[parent].isdir() for parent in above)
+
+
+def _raw_disk(root: _Root, bootable: Bootable, arch: esp.Arch, request: BuildRequest) -> Path:
+    work = request.workdir
+    scratch = work / "esp"
+    scratch.mkdir()
+    kernel = root.tree / bootable.kernel.vmlinuz
+    with kernel.open("rb") as file:
+        # The kernel's EFI stub makes it a PE file; systemd-boot starts nothing else.
+        if file.read(2) != b"MZ":
+            raise PoclabError(
+                f"/{bootable.kernel.vmlinuz} cannot be started by UEFI",
+                why="it has no EFI stub (CONFIG_EFI_STUB)",
+                fix="use a distribution's kernel in the Containerfile",
+            )
+    own = root.members.get(f"{esp.LOADER_DIR}/{arch.loader}")
+    loader = root.tree / own.name if own and own.isreg() else esp.host_loader(arch)
+    if loader is None:
+        raise esp.loader_missing(arch)
+    options = _command_line(request, bootable, arch)
+    initramfs = root.tree / bootable.kernel.initramfs
+    files = esp.loader_files(arch, loader, kernel, initramfs, options, scratch, root.epoch)
+    layout = _layout(request, esp.esp_size(list(files.values())), root)
+    raw = work / "disk.raw"
+    events.step("partition the disk", size=layout.disk_size)
+    ids = {f"{part}_id": _id(request, f"{part} partition") for part in ("disk", "esp", "root")}
+    esp.write_gpt(raw, layout, arch, **ids)
+    serial = _id(request, "esp")[:8]
+    esp.write_esp(raw, layout, files, serial=serial, epoch=root.epoch)
+    _write_root(raw, layout, root, request)
+    return raw
+
+
+def _write_root(raw: Path, layout: esp.Layout, root: _Root, request: BuildRequest) -> None:
+    work = request.workdir
+    events.step("make the root file system", size=layout.root_size, files=len(root.members))
+    rootfs.make_ext4(
+        work,
+        raw.name,
+        root.tree.name,
+        offset=layout.root_start,
+        size=layout.root_size,
+        uuid=_id(request, "root"),
+        files=len(root.members),
+        epoch=root.epoch,
+    )
+    events.step("set owners, modes and extended attributes", files=len(root.members))
+    values = work / "xattrs"
+    values.mkdir()
+    commands = rootfs.debugfs_script(root.members, root.tree, values)
+    rootfs.apply_script(work, raw.name, layout.root_start, commands, root.epoch)
+
+
+def _layout(request: BuildRequest, esp_bytes: int, root: _Root) -> esp.Layout:
+    """Where the partitions go: the root takes what the others leave.
+
+    Without a size asked for, the root is twice the content, and 512 MiB larger than it.
+    """
+    content = rootfs.content_size(root.members)
+    wanted = -(-max(2 * content, content + 512 * MIB) // MIB) * MIB
+    smallest = esp.Layout(esp_bytes, 0).disk_size
+    if request.disk_size is None:
+        return esp.Layout(esp_bytes, wanted)
+    size = (request.disk_size - smallest) // MIB * MIB
+    # ext4's own share: inode tables 1.6 %, a journal of 4 MiB at least, reserved blocks 1 %.
+    if size < content + content // 32 + 8 * MIB:
+        raise rootfs.too_small(max(size, 0), smallest + wanted)
+    return esp.Layout(esp_bytes, size)
+
+
+def _command_line(request: BuildRequest, bootable: Bootable, arch: esp.Arch) -> str:
+    words = [f"root=UUID={_id(request, 'root')}", "rw"]
+    if not any(arg.startswith("console=") for arg in request.kernel_args):
+        # The last one is /dev/console: where an init and emergency shells talk.
+        words += ["console=tty0", f"console={arch.console}"]
+    if bootable.init:
+        words.append(f"init={bootable.init}")
+    return " ".join([*words, *request.kernel_args])
+
+
+def _id(request: BuildRequest, purpose: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{request.image_id} {purpose}"))
+
+
+def _inputs(request: BuildRequest, bootable: Bootable) -> dict[str, str]:
+    inputs = {"rootfs": request.rootfs, "kernel": bootable.kernel.version}
+    if request.disk_size is not None:
+        inputs["disk_size"] = str(request.disk_size)
+    if request.kernel_args:
+        inputs["kernel_args"] = " ".join(request.kernel_args)
+    return inputs
