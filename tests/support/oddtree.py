@@ -12,6 +12,7 @@ from poclab.builders.esp import LOADER_DIR
 KVER = "6.1.0-test"
 # linux/capability.h: VFS_CAP_REVISION_2 with the effective bit, cap_net_raw permitted.
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
+XATTR = "SCHILY.xattr."
 ODD_NAMES = [
     "with space",
     'say "hi"',
@@ -58,7 +59,7 @@ def write(path: Path, *, extra: int = 0, kernel: bool = True, systemd: bool = Fa
             "home",
             "home/u",
         ):
-            owner = 70000 if name == "home/u" else 0
+            owner = 60000 if name == "home/u" else 0
             add(name, tarfile.DIRTYPE, uid=owner, gid=owner)
         if kernel:
             add(f"boot/vmlinuz-{KVER}", data=b"MZ" + b"kernel" * 1000)
@@ -68,17 +69,17 @@ def write(path: Path, *, extra: int = 0, kernel: bool = True, systemd: bool = Fa
         add(f"{LOADER_DIR}/systemd-bootx64.efi", data=b"MZ systemd-boot of the image")
         add("usr/bin/sudo", data=b"suid", mode=0o4755)
         add("usr/bin/wall", data=b"sgid", mode=0o2755, gid=5)
-        add("usr/bin/ping", data=b"cap", mode=0o755,
-            pax_headers={"SCHILY.xattr.security.capability": CAPABILITY.decode("utf-8", "surrogateescape")})  # fmt: skip
+        capability = {XATTR + "security.capability": CAPABILITY.decode(errors="surrogateescape")}
+        add("usr/bin/ping", data=b"cap", mode=0o755, pax_headers=capability)
         add("etc/shadow", data=b"secret", mode=0o000, gid=42)
         add("etc/gshadow", tarfile.LNKTYPE, linkname="etc/shadow", gid=42, mode=0)
-        add("home/u/file", data=b"mine", uid=70000, gid=70000, mode=0o600)
+        add("home/u/file", data=b"mine", uid=60000, gid=60000, mode=0o600)
         add(
             "home/u/dangling",
             tarfile.SYMTYPE,
             linkname="/nowhere/else",
-            uid=70000,
-            gid=70000,
+            uid=60000,
+            gid=60000,
             mode=0o777,
         )
         add("odd/fifo", tarfile.FIFOTYPE, mode=0o622)
