@@ -196,9 +196,11 @@ def _table(tmp_path: Path, length: int) -> str:
     """What QEMU says of one type 11 string of that length."""
     (tmp_path / "s").write_text("a" * length)
     done = subprocess.run(
-        ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-display", "none", "-nodefaults"]
-        + ["-smp", "16,sockets=16", "-m", "128M,maxmem=64G", "-S", "-monitor", "stdio"]
-        + ["-smbios", f"type=11,path={tmp_path / 's'}"],
+        [
+            *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-display", "none"),
+            *("-nodefaults", "-smp", "16,sockets=16", "-m", "128M,maxmem=64G", "-S"),
+            *("-monitor", "stdio", "-smbios", f"type=11,path={tmp_path / 's'}"),
+        ],
         input="quit\n",
         capture_output=True,
         text=True,

@@ -1,0 +1,199 @@
+"""The one place that starts processes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from poclab import events, run
+from poclab.errors import PoclabError
+from poclab.run import CommandFailed, Result, Runner
+
+
+def test_output_and_status() -> None:
+    done = run.run(["sh", "-c", "echo out; echo err >&2; exit 3"], check=False)
+    assert (done.code, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    assert done.argv == ("sh", "-c", "echo out; echo err >&2; exit 3")
+
+
+def test_a_failure_says_the_last_line() -> None:
+    with pytest.raises(CommandFailed) as caught:
+        run.run(["sh", "-c", "echo one >&2; echo 'two: no space' >&2; exit 1"])
+    assert caught.value.lines() == ["sh failed", "why: two: no space"]
+    assert caught.value.result.code == 1
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "line"),
+    [("a\nb\n", "c\nd\n\n", "d"), ("a\nb\n", " \n", "b"), ("", "", "exit status 9")],
+)
+def test_last_line(stdout: str, stderr: str, line: str) -> None:
+    assert Result(("x",), 9, stdout, stderr).last_line == line
+
+
+def test_no_shell_and_no_terminal_input() -> None:
+    assert run.run(["printf", "%s", "$HOME; `id`"]).stdout == "$HOME; `id`"
+    assert run.run(["cat"], timeout=10).stdout == ""
+    assert run.run(["cat"], input="text", timeout=10).stdout == "text"
+
+
+def test_bytes_that_are_no_text_are_survived() -> None:
+    assert run.run(["printf", r"a\377b"]).stdout == "a\ufffdb"
+
+
+def test_environment_directory_and_locale(tmp_path: Path) -> None:
+    done = run.run(["sh", "-c", "echo $LC_ALL $X; pwd"], env={"X": "y"}, cwd=tmp_path)
+    assert done.stdout == f"C.UTF-8 y\n{tmp_path}\n"
+    path = run.run(["sh", "-c", "echo $PATH"]).stdout.strip().split(":")
+    assert path[-1] == "/sbin"
+
+
+def test_limits_hold_in_the_child_alone() -> None:
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    done = run.run(["sh", "-c", "ulimit -t"], limits={resource.RLIMIT_CPU: 7})
+    assert done.stdout == "7\n"
+    assert resource.getrlimit(resource.RLIMIT_CPU) == before
+
+
+def test_a_missing_program_names_its_package() -> None:
+    with pytest.raises(PoclabError) as caught:
+        run.run(["no-such-program-here"])
+    assert caught.value.lines() == [
+        "no-such-program-here is not installed",
+        "fix: install the package no-such-program-here",
+    ]
+    for start in (run.runner().exec, lambda argv: run.runner().stream(argv, print)):
+        with pytest.raises(PoclabError, match="is not installed"):
+            start(["no-such-program-here"])
+
+
+def test_a_time_limit() -> None:
+    start = time.monotonic()
+    with pytest.raises(PoclabError, match="sleep did not end within 0 s"):
+        run.run(["sleep", "60"], timeout=0.3)
+    assert time.monotonic() - start < 10
+
+
+def test_commands_are_logged_as_they_could_be_typed() -> None:
+    heard: list[events.Event] = []
+    with events.listening(heard.append):
+        run.run(["true", "a b"])
+    assert [(e.kind, e.text) for e in heard] == [("debug", "run: true 'a b'")]
+
+
+def test_which_looks_into_sbin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    found = run.runner().which("mke2fs")
+    assert found is not None
+    assert found.endswith("sbin/mke2fs")
+    assert run.runner().which("no-such-program-here") is None
+
+
+# --- stream ---------------------------------------------------------------------------------
+
+
+def test_stream_gives_lines_and_keeps_all_of_it(tmp_path: Path) -> None:
+    lines: list[str] = []
+    log = tmp_path / "log"
+    log.write_bytes(b"before\n")
+    script = r"printf 'one\n10%%\r20%%\r\ntwo\n'; echo three >&2; printf 'no end'; exit 4"
+    assert run.runner().stream(["sh", "-c", script], lines.append, log=log) == 4
+    assert [line for line in lines if line] == ["one", "10%", "20%", "two", "three", "no end"]
+    assert log.read_bytes() == b"before\none\n10%\r20%\r\ntwo\nthree\nno end"
+
+
+def test_stream_shows_lines_when_they_are_printed() -> None:
+    times: list[float] = []
+    run.runner().stream(
+        ["sh", "-c", "echo a; sleep 0.4; echo b"], lambda _: times.append(time.time())
+    )
+    assert times[1] - times[0] > 0.3
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process has ended; what nobody has waited for yet counts."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def _ends(pid: int) -> bool:
+    limit = time.monotonic() + 10
+    while not _gone(pid) and time.monotonic() < limit:
+        time.sleep(0.02)
+    return _gone(pid)
+
+
+def test_stream_times_out_and_ends_grandchildren_too() -> None:
+    pids: list[int] = []
+    with pytest.raises(PoclabError, match="did not end within 1 s"):
+        run.runner().stream(
+            ["sh", "-c", "sleep 60 & echo $!; wait"], lambda line: pids.append(int(line)), timeout=1
+        )
+    assert len(pids) == 1
+    assert _ends(pids[0])
+
+
+def test_stream_ends_the_process_group_when_interrupted() -> None:
+    pids: list[int] = []
+
+    def interrupt(line: str) -> None:
+        pids.append(int(line))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.runner().stream(["sh", "-c", "sleep 60 & echo $!; wait"], interrupt)
+    assert _ends(pids[0])
+
+
+def test_stream_kills_what_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run._end_group, "__defaults__", (0.5,))
+    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    script += "import os; print(os.getpid(), flush=True); time.sleep(60)"
+    pids: list[int] = []
+
+    def interrupt(line: str) -> None:
+        pids.append(int(line))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.runner().stream([sys.executable, "-c", script], interrupt)
+    assert _ends(pids[0])
+
+
+# --- exec and stand-ins ---------------------------------------------------------------------
+
+
+def test_exec_becomes_the_command() -> None:
+    pid = os.fork()
+    if pid == 0:
+        run.runner().exec(["sh", "-c", "kill -TERM $$"])
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+def test_another_runner_inside_the_block() -> None:
+    class Recorder(Runner):
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, ...]] = []
+
+        def run(self, argv: Sequence[str], **options: object) -> Result:
+            self.seen.append(tuple(argv))
+            return Result(tuple(argv), 0, "", "")
+
+    before = run.runner()
+    recorder = Recorder()
+    with run.using(recorder):
+        assert run.run(["false", "x"]).code == 0
+    assert recorder.seen == [("false", "x")]
+    with pytest.raises(ZeroDivisionError), run.using(recorder):
+        _ = 1 // 0
+    assert run.runner() is before
