@@ -127,11 +127,12 @@ def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise PoclabError(f"{name} cannot be read", why=f"{why}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+        raise _refused(name, f"it is {what}, not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
-            raise _refused(name, f"it is {what}, not a regular file")
         yield file
 
 
@@ -385,6 +386,7 @@ def convert_to_qcow2(source: Path, source_format: str, target: Path) -> None:
             raise PoclabError(
                 f"{shown(source.name, 200)} cannot be converted",
                 why=_reason(last[0]) or f"exit status {code}",
+                fix=f"make room in {target.parent}" if "No space left" in last[0] else "",
             )
     except BaseException:
         target.unlink(missing_ok=True)
