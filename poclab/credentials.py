@@ -9,8 +9,8 @@ systemd.system-credentials(7). Which version of systemd in the guest reads what:
   late for a systemd-networkd that starts before systemd-tmpfiles-setup.service: nothing in
   those versions orders the two, so such an image should.
 
-Network files go below /run: they are made at each boot from what the domain says, so a change
-leaves nothing stale, and a disk that is published as a version carries no addresses.
+The files are written anew at each boot from what the domain says. Network files name their NIC
+by its MAC address, so one that outlives its NIC on a disk applies to nothing.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def tmpfiles(user: str, ssh_public_key: str, networks: Sequence[tuple[str, str]]
     if networks:
         # systemd-networkd drops root before it reads them; NetworkManager takes only what
         # nobody but root can read.
-        lines.append("d /run/systemd/network 0755 root root -")
-        lines.append("d /run/NetworkManager 0755 root root -")
-        lines.append("d /run/NetworkManager/system-connections 0700 root root -")
+        lines.append("d /etc/systemd/network 0755 root root -")
+        lines.append("d /etc/NetworkManager 0755 root root -")
+        lines.append("d /etc/NetworkManager/system-connections 0700 root root -")
     for number, (mac, address) in enumerate(networks):
         lines.append(
             _file(
-                f"/run/systemd/network/10-poclab-{number}.network",
+                f"/etc/systemd/network/10-poclab-{number}.network",
                 "0644",
                 "root",
                 _networkd_file(mac, address),
@@ -96,7 +96,7 @@ def tmpfiles(user: str, ssh_public_key: str, networks: Sequence[tuple[str, str]]
         )
         lines.append(
             _file(
-                f"/run/NetworkManager/system-connections/poclab-{number}.nmconnection",
+                f"/etc/NetworkManager/system-connections/poclab-{number}.nmconnection",
                 "0600",
                 "root",
                 _nm_file(number, mac, address),
@@ -115,7 +115,7 @@ def _key_lines(user: str, key: str) -> list[str]:
     # The group stays root's: the user's own need not be called like the user, and sshd asks
     # only that no group can write.
     return [
-        f"d {home} :0700 :{user} - -",
+        *([] if user == "root" else [f"d {home} :0700 :{user} - -"]),
         f"d {home}/.ssh 0700 {user} - -",
         _file(f"{home}/.ssh/authorized_keys", "0600", user, key.strip() + "\n"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from base64 import b64decode
 from pathlib import Path
@@ -63,7 +64,6 @@ def test_no_static_nic_means_no_network_file() -> None:
     assert _decoded(oem_strings("vm1", "root", KEY)) == {
         "system.hostname": "vm1",
         "tmpfiles.extra": (
-            "d /root :0700 :root - -\n"
             "d /root/.ssh 0700 root - -\n"
             "f+~ /root/.ssh/authorized_keys 0600 root - - "
             "c3NoLWVkMjU1MTkgQUFBQUMzTnphQzFsWkRJMU5URTVBQUFBSUIzT2kwY0dVZ3JPbUNaMCBwb2NsYWIg"
@@ -126,10 +126,10 @@ def test_systemd_tmpfiles_makes_the_files(tmp_path: Path) -> None:
     assert keys.read_text() == KEY + "\n"
     assert S_IMODE(keys.stat().st_mode) == 0o600
     assert S_IMODE(keys.parent.stat().st_mode) == 0o700
-    network = root / "run/systemd/network/10-poclab-0.network"
+    network = root / "etc/systemd/network/10-poclab-0.network"
     assert network.read_text() == NETWORK
     assert S_IMODE(network.stat().st_mode) == 0o644
-    keyfile = root / "run/NetworkManager/system-connections/poclab-0.nmconnection"
+    keyfile = root / "etc/NetworkManager/system-connections/poclab-0.nmconnection"
     assert keyfile.read_text() == KEYFILE
     assert (S_IMODE(keyfile.stat().st_mode), keyfile.stat().st_uid) == (0o600, 0)
     assert "10.77.2.20/16" in (network.parent / "10-poclab-1.network").read_text()
@@ -144,22 +144,33 @@ def test_systemd_tmpfiles_gives_another_user_the_key(tmp_path: Path) -> None:
     assert not (root / "root").exists()
 
 
-def test_systemd_tmpfiles_leaves_an_existing_home_and_replaces_an_old_key(tmp_path: Path) -> None:
+def test_systemd_tmpfiles_leaves_an_existing_home_alone(tmp_path: Path) -> None:
     root = _root(tmp_path)
-    home = root / "root"
-    (home / ".ssh").mkdir(parents=True)
+    home = root / "home/admin"
+    home.mkdir(parents=True)
     home.chmod(0o755)
-    (home / ".ssh/authorized_keys").write_text("ssh-ed25519 AAAAold of another lab\n")
+    os.chown(home, 4711, 4712)
+    _apply(root, tmpfiles("admin", KEY))
+    found = home.stat()
+    assert (S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o755, 4711, 4712)
+    assert (home / ".ssh/authorized_keys").read_text() == KEY + "\n"
+
+
+def test_systemd_tmpfiles_replaces_an_old_key_beside_systemds_own_lines(tmp_path: Path) -> None:
+    root = _root(tmp_path)
+    keys = root / "root/.ssh/authorized_keys"
+    keys.parent.mkdir(parents=True)
+    keys.write_text("ssh-ed25519 AAAAold of another lab\n")
     (root / "usr/lib/tmpfiles.d").mkdir(parents=True)
-    # systemd's own lines for the same paths, as in its provision.conf.
+    # The same paths as in systemd's provision.conf, which comes first.
     (root / "usr/lib/tmpfiles.d/provision.conf").write_text(
         "d- /root :0700 root :root -\n"
         "d- /root/.ssh :0700 root :root -\n"
         "f^ /root/.ssh/authorized_keys :0600 root :root - ssh.authorized_keys.root\n"
     )
     _apply(root, tmpfiles("root", KEY))
-    assert S_IMODE(home.stat().st_mode) == 0o755
-    assert (home / ".ssh/authorized_keys").read_text() == KEY + "\n"
+    assert keys.read_text() == KEY + "\n"
+    assert S_IMODE(keys.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(
