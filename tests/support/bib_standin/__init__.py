@@ -1,0 +1,1 @@
+"""A stand-in for bootc-image-builder; see README.md here."""

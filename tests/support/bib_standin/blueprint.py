@@ -1,0 +1,86 @@
+"""The blueprint as the stand-in takes it: unknown keys are refused, few are carried out."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_TOP = {"name", "description", "version", "customizations"}
+_DONE = {"kernel", "filesystem", "user"}
+_NOT_DONE = {
+    "group", "files", "directories", "disk", "ignition", "installer", "hostname", "services",
+    "locale", "timezone", "firewall", "fips", "cacerts", "containers-storage", "partitioning_mode",
+}  # fmt: skip
+_USER = {"name", "description", "password", "key", "home", "shell", "groups", "uid", "gid"}
+_UNITS = {"": 1, "B": 1, "kB": 1000, "KiB": 1024, "MB": 1000**2, "MiB": 1024**2,
+          "GB": 1000**3, "GiB": 1024**3}  # fmt: skip
+
+
+class Refused(Exception):
+    """What the builder says after `error: `."""
+
+
+@dataclass(frozen=True)
+class Customizations:
+    """What a blueprint asks for."""
+
+    kernel_args: tuple[str, ...] = ()
+    root_size: int = 0
+    users: list[dict[str, Any]] = field(default_factory=list)
+
+
+def load(root: Path) -> Customizations:
+    """Read /config.toml or /config.json below a root, if there is one."""
+    toml, jsn = root / "config.toml", root / "config.json"
+    if toml.exists() and jsn.exists():
+        raise Refused("cannot read config: found both config.json and config.toml")
+    try:
+        if toml.exists():
+            return read(tomllib.loads(toml.read_text()))
+        if jsn.exists():
+            return read(json.loads(jsn.read_text()))
+    except ValueError as error:
+        raise Refused(f"cannot read config: {error}") from error
+    return Customizations()
+
+
+def read(blueprint: dict[str, Any]) -> Customizations:
+    """What a blueprint asks for."""
+    _known(blueprint, _TOP, "")
+    custom = blueprint.get("customizations", {})
+    _known(custom, _DONE | _NOT_DONE, "customizations.")
+    for key in _NOT_DONE & custom.keys():
+        raise Refused(f"customizations.{key} is not in this stand-in")
+    kernel = custom.get("kernel", {})
+    _known(kernel, {"name", "append"}, "customizations.kernel.")
+    size = 0
+    for entry in custom.get("filesystem", []):
+        _known(entry, {"mountpoint", "minsize"}, "customizations.filesystem.")
+        if entry["mountpoint"] != "/":
+            raise Refused(f"a partition for {entry['mountpoint']} is not in this stand-in")
+        size = _size(entry["minsize"])
+    for user in custom.get("user", []):
+        _known(user, _USER, "customizations.user.")
+    return Customizations(
+        tuple(kernel.get("append", "").split()), size, list(custom.get("user", []))
+    )
+
+
+def _known(table: dict[str, Any], keys: set[str], where: str) -> None:
+    unknown = sorted(table.keys() - keys)
+    if unknown:
+        names = ", ".join(f"{where}{key}" for key in unknown)
+        raise Refused(f"cannot read config: unknown keys found: [{names}]")
+
+
+def _size(value: int | str) -> int:
+    if isinstance(value, int):
+        return value
+    match = re.fullmatch(r"([0-9]+) *([a-zA-Z]*)", value)
+    if match is None or match[2] not in _UNITS:
+        raise Refused(f"cannot read config: {value} is no size")
+    return int(match[1]) * _UNITS[match[2]]
