@@ -214,6 +214,7 @@ class NicRecord:
     network: str
     mac: str
     ip: IPv4Interface | None
+    mode: Mode = Mode.NAT
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,32 @@ class NetworkRecord:
     def libvirt_name(self) -> str:
         """The libvirt network's name: `LAB.NET`."""
         return f"{self.lab}.{self.name}"
+
+
+@dataclass(frozen=True)
+class HostEntry:
+    """An address reserved for a network card."""
+
+    mac: str
+    name: str
+    ip: IPv4Address
+
+
+@dataclass(frozen=True)
+class ObservedNetwork:
+    """A lab network as found on the host."""
+
+    record: NetworkRecord
+    active: bool
+    reservations: tuple[HostEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Names on the host that are somebody else's."""
+
+    domains: frozenset[str] = frozenset()
+    networks: frozenset[str] = frozenset()
 
 
 class State(StrEnum):

@@ -1,0 +1,116 @@
+"""The program: options before the command, the commands, and the only place for exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from poclab import __version__, output
+from poclab.cli import context, doctor, image, lab, vm
+from poclab.errors import PoclabError
+
+app = typer.Typer(
+    name="poclab",
+    help="Labs of virtual machines on versioned images: up, reset to a version, down.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+lab.register(app)
+vm.register(app)
+app.add_typer(image.app, name="image")
+doctor.register(app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        output.say(f"poclab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    connect: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--connect",
+            metavar="URI",
+            envvar="POCLAB_CONNECT",
+            help="The libvirt host; else LIBVIRT_DEFAULT_URI, else libvirt's choice.",
+        ),
+    ] = None,
+    accel: Annotated[
+        context.Accel,
+        typer.Option("--accel", envvar="POCLAB_ACCEL", help="KVM or emulation (TCG)."),
+    ] = context.Accel.AUTO,
+    directory: Annotated[
+        str,
+        typer.Option(
+            "-C",
+            "--directory",
+            metavar="DIR",
+            envvar="POCLAB_DIRECTORY",
+            help="Where labs/ and images/ are.",
+        ),
+    ] = ".",
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", envvar="POCLAB_VERBOSE", help="Say every step.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", envvar="POCLAB_QUIET", help="Say errors only.")
+    ] = False,
+    _show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Labs of virtual machines on versioned images: up, reset to a version, down."""
+    context.set_options(context.Options(connect or None, accel.value, directory, verbose, quiet))
+
+
+def run() -> NoReturn:
+    """Run the program and exit: 0 done, 1 failed, 2 usage or lab file, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        output.tell("interrupted: the same command again goes on from here")
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        with context.reporting():
+            app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except PoclabError as error:
+        if context.options().verbose:
+            raise
+        output.show_error(error)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away (`poclab status | head`).
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the flush at exit
+        return 141
+    except Exception as error:
+        if context.options().verbose:
+            raise
+        name = type(error).__name__
+        output.show_error(
+            PoclabError("poclab failed", why=f"{name}: {error}", fix="run it with -v and report it")
+        )
+        return 1
+    return 0
+
+
+def _terminated(_signum: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt

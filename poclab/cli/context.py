@@ -1,0 +1,163 @@
+"""What every command shares: the options before the command, the host, questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poclab import events, output
+from poclab.errors import UsageError
+from poclab.names import check_name, shown
+from poclab.output import Format
+
+if TYPE_CHECKING:
+    from poclab.model import Lab
+    from poclab.virt.host import Host
+
+
+class Accel(StrEnum):
+    """How guests run."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options before the command."""
+
+    connect: str | None = None
+    accel: str = "auto"
+    directory: str = "."
+    verbose: bool = False
+    quiet: bool = False
+
+
+_options = Options()
+_reporter: output.Reporter | None = None
+
+OutputOption = Annotated[
+    Format,
+    typer.Option("-o", "--output", envvar="POCLAB_OUTPUT", help="How to print the listing."),
+]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+
+
+def options() -> Options:
+    """The options in force."""
+    return _options
+
+
+def set_options(given: Options) -> None:
+    """Put the options in force."""
+    global _options, _reporter
+    _options = given
+    if _reporter is not None:
+        _reporter.close()
+    _reporter = output.Reporter(verbose=given.verbose, quiet=given.quiet)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Have events reported while the program runs."""
+
+    def listener(event: events.Event) -> None:
+        if _reporter is not None:
+            _reporter(event)
+
+    with events.listening(listener):
+        try:
+            yield
+        finally:
+            if _reporter is not None:
+                _reporter.close()
+
+
+@contextmanager
+def host() -> Iterator[Host]:
+    """The host that the options name."""
+    from poclab.virt.host import connect
+
+    with connect(_options.connect, _options.accel) as found:
+        yield found
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Ask where somebody can answer; a script that says nothing means yes."""
+    if yes or not output.interactive():
+        return True
+    if _reporter is not None:
+        _reporter.close()
+    return output.ask(question)
+
+
+def lab_file(text: str) -> Path:
+    """The lab file that `up` was given: a name means labs/NAME.yaml.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    path = Path(text)
+    if "/" in text or path.suffix in (".yaml", ".yml"):
+        return path
+    check_name("lab", text)
+    labs = Path(_options.directory) / "labs"
+    found = labs / f"{text}.yaml"
+    if found.is_file():
+        return found
+    there = sorted(item.stem for item in labs.glob("*.yaml"))
+    raise UsageError(
+        f"there is no lab {shown(text)}",
+        why=f"{found} is not there; labs/ has {', '.join(there) or 'no lab file'}",
+        fix="go to the directory that has labs/, or name it with -C, or give the file's path",
+    )
+
+
+def load_lab(text: str) -> Lab:
+    """Read the lab file that `up` was given."""
+    from poclab.schema import load_lab as load
+
+    return load(lab_file(text))
+
+
+# --- completion ---------------------------------------------------------------------------
+
+
+def complete_lab(incomplete: str) -> list[str]:
+    """Names of lab files."""
+    labs = Path(_options.directory) / "labs"
+    return [item.stem for item in sorted(labs.glob("*.yaml")) if item.stem.startswith(incomplete)]
+
+
+def complete_image(incomplete: str) -> list[str]:
+    """Names of image definitions."""
+    found = (Path(_options.directory) / "images").glob("*/image.yaml")
+    return sorted(item.parent.name for item in found if item.parent.name.startswith(incomplete))
+
+
+def complete_vm(incomplete: str) -> list[str]:
+    """Names of VMs on the host."""
+    try:
+        with host() as found:
+            records = [vm.record for vm in found.vms()]
+    except Exception:  # completion never prints an error
+        return []
+    names = [record.name for record in records] + [record.path for record in records]
+    return sorted({name for name in names if name.startswith(incomplete)})
+
+
+def complete_up_lab(incomplete: str) -> list[str]:
+    """Names of labs on the host."""
+    try:
+        with host() as found:
+            labs = {vm.record.lab for vm in found.vms()}
+    except Exception:  # completion never prints an error
+        return []
+    return sorted(name for name in labs if name.startswith(incomplete))

@@ -1,0 +1,47 @@
+"""The command that checks the host."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from poclab import output
+from poclab.cli import context
+from poclab.cli.context import OutputOption
+from poclab.output import Column, Format
+
+ORPHANS = (Column("KIND", "kind"), Column("NAME", "name"), Column("WHY", "why"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(doctor)
+
+
+def doctor(
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="List what interrupted commands left, only that.")
+    ] = False,
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """Check what poclab needs of this host; exits with 1 when something is missing."""
+    if orphans:
+        _orphans(form)
+        return
+    from poclab.doctor import examine
+
+    rows = examine(context.options().connect, context.options().accel)
+    output.listing(rows, output.CHECKS, form, lambda row: row.check)
+    if any(row.result == "missing" for row in rows):
+        raise typer.Exit(1)
+
+
+def _orphans(form: Format) -> None:
+    from poclab.images import orphans
+
+    with context.host() as host:
+        rows = orphans(host)
+    output.listing(rows, ORPHANS, form, lambda row: row.name, empty="nothing is left over")
+    if rows:
+        raise typer.Exit(1)

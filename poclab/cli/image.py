@@ -1,0 +1,176 @@
+"""Commands about images: build, ls, import, tag, rm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from poclab import output
+from poclab.cli import context
+from poclab.cli.context import OutputOption, YesOption
+from poclab.errors import UsageError
+from poclab.model import Profile, Ref
+from poclab.names import check_name, check_tag
+from poclab.output import Format
+from poclab.units import format_size
+
+app = typer.Typer(
+    help="Versions of images: build, list, import, tag, remove.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def build(
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE",
+            help="images/IMAGE/ or a directory with image.yaml.",
+            autocompletion=context.complete_image,
+        ),
+    ],
+    tag: Annotated[str, typer.Option("--tag", "-t", metavar="TAG", help="The version's tag.")],
+    build_arg: Annotated[
+        list[str] | None,
+        typer.Option("--build-arg", metavar="KEY=VALUE", help="For the Containerfile."),
+    ] = None,
+    builder: Annotated[
+        str | None,
+        typer.Option("--builder", metavar="NAME", help="In place of the one in image.yaml."),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Build every layer of the container image anew.")
+    ] = False,
+) -> None:
+    """Build a container image, make a bootable disk of it, store it as a version."""
+    from poclab.build import build_image
+    from poclab.imagefile import load_image
+    from poclab.images import collect
+    from poclab.store import Store
+
+    check_tag(tag)
+    path = Path(image)
+    if "/" not in image:
+        check_name("image", image)
+        path = Path(context.options().directory) / "images" / image
+    definition = load_image(path)
+    arguments = dict(_key_value(item) for item in build_arg or ())
+    with context.host() as host:
+        collect(host)
+        store = Store(host.pool, host.uri)
+        version = build_image(
+            store,
+            definition,
+            tag,
+            uri=host.uri,
+            build_args=arguments,
+            builder=builder,
+            no_cache=no_cache,
+        )
+        host.settle()
+    _published(version.ref, version.size)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--build-arg {text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _published(ref: Ref, size: int) -> None:
+    if not context.options().quiet:
+        output.tell(f"{ref} is stored, {format_size(size)}")
+
+
+@app.command("ls")
+def list_(
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Only these images.")
+    ] = None,
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """List the versions on the host."""
+    from poclab.status import image_rows
+
+    wanted = {check_name("image", name) for name in images or ()}
+    with context.host() as host:
+        rows = [row for row in image_rows(host) if not wanted or row.name in wanted]
+    output.listing(
+        rows,
+        output.IMAGES,
+        form,
+        lambda row: f"{row.name}:{row.tag}",
+        empty="no version is stored on this host",
+    )
+
+
+@app.command("import")
+def import_(
+    ref: Annotated[str, typer.Argument(metavar="NAME:TAG", help="The version to make.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A qcow2 or raw disk.")],
+    profile: Annotated[
+        Profile, typer.Option("--profile", help="Which devices the guest can drive.")
+    ] = Profile.LINUX,
+    user: Annotated[
+        str, typer.Option("--user", metavar="USER", help="The user to log in as over SSH.")
+    ] = "root",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="qcow2 or raw; left out: by its header."),
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", metavar="HEX", help="What the file must have.")
+    ] = None,
+) -> None:
+    """Store a disk that no container image can hold as a version."""
+    from poclab.images import collect
+    from poclab.importer import import_disk
+    from poclab.store import Store
+
+    name = Ref.parse(ref)
+    with context.host() as host:
+        collect(host)
+        store = Store(host.pool, host.uri)
+        version = import_disk(
+            store, name, file, profile=profile, user=user, format=form, sha256=sha256
+        )
+        host.settle()
+    _published(version.ref, version.size)
+
+
+@app.command()
+def tag(
+    source: Annotated[str, typer.Argument(metavar="NAME:TAG", help="A version.")],
+    target: Annotated[str, typer.Argument(metavar="NAME:NEWTAG", help="Its second name.")],
+) -> None:
+    """Give a version a second name; the disk is shared."""
+    from poclab.images import tag as give
+
+    old, new = Ref.parse(source), Ref.parse(target)
+    with context.host() as host:
+        give(host, old, new)
+
+
+@app.command()
+def rm(
+    refs: Annotated[list[str], typer.Argument(metavar="NAME:TAG...", help="Versions.")],
+    yes: YesOption = False,
+) -> None:
+    """Remove versions that no VM stands on."""
+    from poclab.images import remove
+
+    found = [Ref.parse(text) for text in dict.fromkeys(refs)]
+    if not context.confirmed(f"Remove {', '.join(map(str, found))}?", yes=yes):
+        output.tell("nothing was removed")
+        raise typer.Exit(1)
+    with context.host() as host:
+        for ref in found:
+            remove(host, ref)
+            if not context.options().quiet:
+                output.tell(f"{ref} is removed")

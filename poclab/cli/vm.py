@@ -1,0 +1,117 @@
+"""Commands about VMs: reset, history, ssh."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from poclab import output
+from poclab.cli import context
+from poclab.cli.context import OutputOption
+from poclab.errors import PoclabError, UsageError
+from poclab.output import Format
+
+VmArgument = Annotated[
+    str,
+    typer.Argument(metavar="VM", help="VM or LAB/VM.", autocompletion=context.complete_vm),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(reset)
+    app.command()(history)
+    app.command(context_settings={"ignore_unknown_options": True})(ssh)
+
+
+def reset(
+    vms: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[VM]...", help="VM or LAB/VM.", autocompletion=context.complete_vm),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="TAG", help="The version; left out: the one it runs, clean."),
+    ] = None,
+    lab: Annotated[
+        str | None,
+        typer.Option(
+            "--lab",
+            metavar="LAB",
+            help="The lab, for --all or bare VM names.",
+            autocompletion=context.complete_up_lab,
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every VM of the lab.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until they are ready.")
+    ] = True,
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """Put VMs on a clean disk of a version; data disks with keep: true stay."""
+    from poclab.find import find_lab, find_vm
+    from poclab.reset import reset as put
+    from poclab.status import status as rows
+
+    if every == bool(vms):
+        raise UsageError("name VMs, or a lab with --lab LAB --all")
+    if every and lab is None:
+        raise UsageError("--all needs a lab", fix="poclab reset --lab LAB --all")
+    with context.host() as host:
+        found = host.vms()
+        if every:
+            targets = find_lab(found, str(lab))
+        else:
+            names = dict.fromkeys(vms or ())
+            targets = list(
+                {vm.uuid: vm for name in names for vm in [find_vm(found, name, lab)]}.values()
+            )
+        results = put(host, targets, to, wait=wait)
+        labs = frozenset(vm.record.lab for vm in targets)
+        paths = {item.path for item in results}
+        shown = [row for row in rows(host, labs) if f"{row.lab}/{row.vm}" in paths] if wait else []
+    if shown and not context.options().quiet:
+        output.listing(shown, output.STATUS, form, lambda row: f"{row.lab}/{row.vm}")
+    errors = [item.error for item in results if item.error]
+    for error in errors[:-1]:
+        output.show_error(error)
+    if errors:
+        raise errors[-1]
+
+
+def history(vm: VmArgument, form: OutputOption = Format.TABLE) -> None:
+    """List what a VM ran, and since when."""
+    from poclab.find import find_vm
+    from poclab.status import history_rows
+
+    with context.host() as host:
+        rows = history_rows(find_vm(host.vms(), vm))
+    output.listing(rows, output.HISTORY, form, lambda row: row.version)
+
+
+def ssh(
+    vm: VmArgument,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Left out: a shell.")
+    ] = None,
+) -> None:
+    """Log in to a VM, or run a command in it; its exit status is passed on."""
+    from poclab.find import find_vm
+    from poclab.labhost import LabHost
+    from poclab.readiness import target
+    from poclab.run import runner
+    from poclab.ssh import argv
+
+    with context.host() as host:
+        found = find_vm(host.vms(), vm)
+        if not found.active:
+            lab = found.record.lab
+            raise PoclabError(
+                f"{found.record.path} does not run",
+                why=f"it is {found.state}",
+                fix=f"`poclab up {lab}` starts it",
+            )
+        files = LabHost(host, found.record.lab).files
+        words = argv(target(host, found.running, files), command or ())
+    runner().exec(words)

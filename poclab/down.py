@@ -1,0 +1,101 @@
+"""Take a lab down: everything of it, nothing else. Works from what the host records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from poclab import events, lock
+from poclab.errors import PoclabError
+from poclab.labhost import LabHost
+from poclab.names import check_name
+from poclab.schedule import run_in_order
+from poclab.virt.design import KEPT
+from poclab.virt.host import Host
+
+
+@dataclass(frozen=True)
+class Downfall:
+    """What a lab leaves behind, or would take along.
+
+    Attributes:
+        lab: the lab's name.
+        vms: its VMs.
+        networks: its networks.
+        kept: volumes of kept data disks.
+    """
+
+    lab: str
+    vms: tuple[str, ...]
+    networks: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of the lab is there, kept data disks aside."""
+        return not self.vms and not self.networks
+
+
+def down(
+    host: Host,
+    lab: str,
+    *,
+    volumes: bool = False,
+    confirm: Callable[[Downfall], bool] = lambda _what: True,
+) -> Downfall | None:
+    """Remove a lab's VMs, disks and networks.
+
+    Args:
+        host: the host.
+        lab: the lab's name.
+        volumes: remove the kept data disks too.
+        confirm: called with what is about to go.
+
+    Returns:
+        What was found, or None when the user said no.
+
+    Raises:
+        PoclabError: something could not be removed; the next `down` goes on from there.
+    """
+    check_name("lab", lab)
+    with lock.hold(lab, uri=host.uri, doing=f"poclab down {lab}"):
+        at = LabHost(host, lab)
+        found = look(host, lab)
+        if not found.empty or (volumes and found.kept):
+            if not confirm(found):
+                return None
+            _remove(at, found, volumes)
+        at.sweep()
+        if not (found.kept and not volumes):
+            at.files.remove()
+        host.settle()
+        return found
+
+
+def look(host: Host, lab: str) -> Downfall:
+    """What there is of a lab."""
+    vms = tuple(vm.record.name for vm in host.vms() if vm.record.lab == lab)
+    networks = tuple(net.record.name for net in host.networks() if net.record.lab == lab)
+    kept = tuple(name for name in host.pool.names() if name.startswith(f"{KEPT}{lab}."))
+    return Downfall(lab, vms, networks, kept)
+
+
+def _remove(at: LabHost, found: Downfall, volumes: bool) -> None:
+    records = {vm.record.name: vm.record for vm in at.host.vms() if vm.record.lab == found.lab}
+    results = run_in_order(dict.fromkeys(records, ()), lambda name: at.remove(records[name]))
+    failed = {name: error for name, error in results.items() if error is not None}
+    if failed:
+        name, error = next(iter(failed.items()))
+        if not isinstance(error, PoclabError):
+            raise error
+        raise PoclabError(
+            f"{found.lab}/{name} could not be removed",
+            why=error.why or error.what,
+            fix=f"run `poclab down {found.lab}` again: it goes on from here",
+        )
+    for network in found.networks:
+        at.host.network(found.lab, network).remove()
+    if volumes:
+        for volume in found.kept:
+            events.step("delete data disk", volume=volume)
+            at.host.pool.delete(volume)

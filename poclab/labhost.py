@@ -1,0 +1,162 @@
+"""A lab on a host: what the use cases share.
+
+`observe` reads everything the planner wants to know; the other functions are the few effects
+on a VM that more than one use case has: its disks, its definition, its start, its clean-up.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import replace
+
+from poclab import config, credentials, events, probe
+from poclab.model import ObservedVm, VmRecord
+from poclab.plan import Observed
+from poclab.records import Stamp, garbage, volumes
+from poclab.ssh import LabFiles
+from poclab.store import Store, base_volume, now
+from poclab.virt.design import KEPT, data_volume, domain_spec, overlay_volume
+from poclab.virt.guest import Guest
+from poclab.virt.host import Host
+from poclab.virt.xml import domain_xml
+
+
+class LabHost:
+    """One lab on one host."""
+
+    def __init__(self, host: Host, lab: str) -> None:
+        self.host = host
+        self.lab = lab
+        self.store = Store(host.pool, host.uri)
+        self.files = LabFiles(host.uri, lab)
+
+    def stamp(self) -> Stamp:
+        """What goes into records made now; makes the lab's key on first use."""
+        return Stamp(now(), config.user_name(), self.files.public_key())
+
+    def observe(self) -> Observed:
+        """What the host shows, of all labs."""
+        return observe(self.host)
+
+    # --- a VM's disks ----------------------------------------------------------------------
+
+    def new_overlay(self, record: VmRecord) -> VmRecord:
+        """Make a system disk for the record's version; returns the record that names it."""
+        base = base_volume(record.digest)
+        made = replace(record, overlay=overlay_volume(self.lab, record.name, secrets.token_hex(4)))
+        size = max(self.host.pool.capacity(base), record.disk_size or 0)
+        events.step("overlay", vm=record.name)
+        self.host.pool.overlay(made.overlay, base, size)
+        return made
+
+    def data_disks(self, record: VmRecord, before: VmRecord | None = None) -> None:
+        """See that the data disks are there, named and sized as recorded; the VM must be off."""
+        pool = self.host.pool
+        names = set(pool.names())
+        old = {disk.name: data_volume(before, disk) for disk in before.disks} if before else {}
+        for disk in record.disks:
+            volume = data_volume(record, disk)
+            previous = old.get(disk.name, "")
+            same_disk = before is not None and before.overlay == record.overlay
+            if previous != volume and previous in names and (same_disk or disk.keep):
+                events.step("rename data disk", vm=record.name, disk=disk.name)
+                pool.rename(previous, volume)
+            elif volume not in names:
+                events.step("data disk", vm=record.name, disk=disk.name)
+                pool.blank(volume, disk.size)
+                continue
+            if pool.capacity(volume) < disk.size:
+                events.step("grow data disk", vm=record.name, disk=disk.name)
+                pool.grow(volume, disk.size)
+
+    def sweep(self) -> None:
+        """Delete system disks and passing data disks of this lab that no VM stands on."""
+        vms = self.host.vms()
+        for name in garbage(self.lab, self.host.pool.names(), vms):
+            events.step("delete", volume=name)
+            self.host.pool.delete(name)
+        for vm in vms:
+            if vm.record.lab == self.lab:
+                self.files.forget(vm.record.name, keep=vm.record.overlay)
+
+    # --- a VM's domain ---------------------------------------------------------------------
+
+    def define(self, record: VmRecord, uuid: str | None = None) -> Guest:
+        """Define a VM's domain, or define it anew; a running guest notices with its next start."""
+        spec = domain_spec(
+            record,
+            self.host.traits,
+            uuid=uuid,
+            base=base_volume(record.digest),
+            path=self.host.pool.path,
+            console_log=self.host.console_log(record),
+            oem_strings=self._credentials(record),
+        )
+        return self.host.define_guest(domain_xml(spec), record.domain)
+
+    def put_on_new_disk(self, record: VmRecord, before: ObservedVm | None) -> VmRecord:
+        """Give a VM a new system disk of its record's version; it is off afterwards.
+
+        The new disk comes first, then the definition, then the running guest ends; the old
+        disk goes with `sweep`, after the new one has started.
+
+        Returns:
+            The record, which now names the new disk.
+        """
+        record = self.new_overlay(record)
+        guest = self.define(record, before.uuid if before else None)
+        if before:
+            guest.power_off()
+        self.data_disks(record, before.record if before else None)
+        return record
+
+    def remove(self, record: VmRecord) -> None:
+        """Remove a VM and its disks, kept data disks aside; the domain goes last.
+
+        As long as the domain is there its record says what belongs to the VM, so a removal
+        that was interrupted is finished by the next one.
+        """
+        guest = self.host.guest(record)
+        guest.power_off()
+        for volume in sorted(volumes(record)):
+            if not volume.startswith(KEPT):
+                events.step("delete", volume=volume)
+                self.host.pool.delete(volume)
+        guest.remove()
+        self.files.forget(record.name)
+        self.host.drop_console_log(record)
+
+    def _credentials(self, record: VmRecord) -> tuple[str, ...]:
+        # A session's segments have no DHCP server: the guest is told its addresses.
+        cards = record.nics if self.host.session else ()
+        static = [(nic.mac, str(nic.ip)) for nic in cards if nic.ip]
+        return credentials.oem_strings(record.name, record.user, record.ssh_key, static)
+
+    def start(self, record: VmRecord) -> None:
+        """Start a VM; its next start keeps the state of its firmware."""
+        for nic in record.nics if not self.host.session else ():
+            network = self.host.network(self.lab, nic.network)
+            if not network.active:
+                network.start()
+        guest = self.host.guest(record)
+        guest.start(fresh=record.fresh, started=now())
+        if record.fresh:
+            guest.set_record(replace(record, fresh=False))
+
+
+def observe(host: Host) -> Observed:
+    """What the host shows, of all labs."""
+    return Observed(
+        session=host.session,
+        vms=tuple(host.vms()),
+        networks=tuple(network.observe() for network in host.networks()),
+        volumes=frozenset(host.pool.names()),
+        foreign=host.foreign(),
+        port_free=probe.port_free,
+    )
+
+
+def labs_of(vms: Iterable[ObservedVm]) -> list[str]:
+    """The labs that have VMs, sorted."""
+    return sorted({vm.record.lab for vm in vms})

@@ -1,0 +1,233 @@
+"""All that is printed: data to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TextIO
+
+from poclab.errors import PoclabError
+from poclab.events import Event
+from poclab.units import format_seconds, format_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: its heading.
+        key: the field of the row.
+        show: from the field's value to its text.
+    """
+
+    title: str
+    key: str
+    show: Callable[[Any], str] = str
+
+
+def short_digest(digest: str) -> str:
+    """The first 12 digits of a digest, as container tools show them."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def seconds(value: int | None) -> str:
+    """A duration, or a dash."""
+    return "-" if value is None else format_seconds(value)
+
+
+def size(value: int) -> str:
+    """A size for people."""
+    return format_size(value)
+
+
+STATUS = (
+    Column("LAB", "lab"),
+    Column("VM", "vm"),
+    Column("STATE", "state"),
+    Column("VERSION", "version"),
+    Column("DIGEST", "tag_digest", short_digest),
+    Column("ADDRESS", "address"),
+    Column("READY", "ready"),
+    Column("UPTIME", "uptime", seconds),
+)
+IMAGES = (
+    Column("NAME", "name"),
+    Column("TAG", "tag"),
+    Column("DIGEST", "digest", short_digest),
+    Column("CREATED", "created"),
+    Column("ORIGIN", "origin"),
+    Column("SIZE", "size", size),
+    Column("USED BY", "used_by"),
+)
+HISTORY = (
+    Column("TIME", "time"),
+    Column("ACTION", "action"),
+    Column("VERSION", "version"),
+    Column("DIGEST", "digest", short_digest),
+    Column("BY", "by"),
+)
+CHECKS = (Column("CHECK", "check"), Column("RESULT", "result"), Column("HELP", "help"))
+ACTIONS = (
+    Column("ACTION", "action"),
+    Column("TARGET", "target"),
+    Column("REASON", "reason"),
+    Column("NOTES", "notes"),
+)
+
+
+def listing(
+    rows: Sequence[Any],
+    columns: Sequence[Column],
+    form: Format,
+    name: Callable[[Any], str],
+    empty: str = "",
+) -> None:
+    """Print rows to standard output.
+
+    Args:
+        rows: dataclass instances; their fields are the keys of JSON and YAML.
+        columns: the table's columns.
+        form: how to print.
+        name: a row's name, for `-o name`.
+        empty: a line for standard error when a table has no rows.
+    """
+    if form is Format.JSON:
+        import json
+
+        say(json.dumps([asdict(row) for row in rows], indent=2))
+    elif form is Format.YAML:
+        import yaml
+
+        say(yaml.safe_dump([asdict(row) for row in rows], sort_keys=False).rstrip())
+    elif form is Format.NAME:
+        for row in rows:
+            say(name(row))
+    elif rows:
+        from tabulate import tabulate
+
+        table = [[column.show(getattr(row, column.key)) for column in columns] for row in rows]
+        titles = [column.title for column in columns]
+        # Without disable_numparse a tag 1.10 would be printed as 1.1.
+        say(tabulate(table, titles, tablefmt="plain", disable_numparse=True))
+    elif empty:
+        print(empty, file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print data to standard output."""
+    print(text)
+
+
+def tell(text: str) -> None:
+    """Print a line to standard error."""
+    print(text, file=sys.stderr)
+
+
+def show_error(error: PoclabError) -> None:
+    """Print an error: what, why, what to do."""
+    first, *rest = error.lines()
+    lines = [f"error: {first}" if not getattr(error, "problems", None) else first, *rest]
+    tell("\n".join(lines))
+
+
+def interactive() -> bool:
+    """Whether somebody can answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> bool:
+    """Ask on the terminal; anything but yes is no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+class Reporter:
+    """Turns events into lines or, on a terminal, a progress bar."""
+
+    def __init__(self, *, verbose: bool = False, quiet: bool = False) -> None:
+        self._verbose = verbose
+        self._quiet = quiet
+        self._err: TextIO = sys.stderr
+        self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not verbose
+        self._bar: tuple[Progress, TaskID] | None = None
+        self._last = ("", 0.0)
+        self._began = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Listen to one event."""
+        if event.kind == "warning":
+            self._line(f"warning: {event.text}")
+        elif event.kind == "note" and not self._quiet:
+            self._line(event.text)
+        elif event.kind == "progress" and not self._quiet:
+            self._progress(event)
+        elif self._verbose:
+            details = " ".join(f"{key}={value}" for key, value in event.data.items())
+            stamp = time.monotonic() - self._began
+            self._line(f"[{stamp:8.3f}] {event.kind}: {event.text} {details}".rstrip())
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        if self._bar:
+            self._bar[0].stop()
+            self._bar = None
+
+    def _line(self, text: str) -> None:
+        if self._bar:
+            self._bar[0].console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._err, flush=True)
+
+    def _progress(self, event: Event) -> None:
+        done, total = event.data.get("done"), event.data.get("total")
+        if self._terminal:
+            bar, task = self._bar or self._open()
+            bar.update(task, description=event.text, completed=done or 0, total=total)
+            return
+        # In a pipe: a line when the step changes, and one every ten seconds of a long one.
+        text, when = self._last
+        now = time.monotonic()
+        if event.text == text and now - when < 10:
+            return
+        self._last = (event.text, now)
+        part = f" {100 * done / total:.0f}%" if done and total else ""
+        self._line(f"{event.text}{part}")
+
+    def _open(self) -> tuple[Progress, TaskID]:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=Console(file=self._err),
+            transient=True,
+        )
+        bar.start()
+        self._bar = (bar, bar.add_task("", total=None))
+        return self._bar

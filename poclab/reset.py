@@ -1,0 +1,132 @@
+"""Reset VMs to a version: what takes the place of reverting to a snapshot.
+
+Every target is checked before the first disk is touched. For each VM the order is the one of
+`LabHost.put_on_new_disk`: the new disk, the definition, the running guest, the start, and only
+then the old disk goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from poclab import events, lock, readiness
+from poclab.errors import PoclabError
+from poclab.find import find_vm
+from poclab.labhost import LabHost
+from poclab.model import ObservedVm, Ref, Version, VmRecord
+from poclab.names import check_tag
+from poclab.records import remade
+from poclab.schedule import SkippedError, run_in_order
+from poclab.store import Store
+from poclab.units import format_seconds
+from poclab.virt.host import Host
+
+
+@dataclass(frozen=True)
+class Reset:
+    """How the reset of one VM ended.
+
+    Attributes:
+        path: `LAB/VM`.
+        version: the version it now runs.
+        seconds: until it was ready, or 0 when that was not waited for.
+        error: what went wrong, or None.
+    """
+
+    path: str
+    version: Ref
+    seconds: float = 0.0
+    error: PoclabError | None = None
+
+
+def reset(
+    host: Host, targets: Sequence[ObservedVm], to: str | None = None, *, wait: bool = True
+) -> list[Reset]:
+    """Put VMs on a clean disk.
+
+    Args:
+        host: the host.
+        targets: the VMs.
+        to: the tag of their image to go to, or None for the version each runs.
+        wait: wait until they are ready.
+
+    Raises:
+        PoclabError: a version is not there; then nothing was touched.
+    """
+    if to is not None:
+        check_tag(to)
+    labs = sorted({vm.record.lab for vm in targets})
+    with ExitStack() as held:
+        for lab in labs:
+            held.enter_context(lock.hold(lab, uri=host.uri, doing=f"poclab reset in {lab}"))
+        work = _Work(host, [_again(host, vm) for vm in targets], to, wait)
+        return work.run()
+
+
+def _again(host: Host, vm: ObservedVm) -> ObservedVm:
+    """The VM as it is now that the lab is locked."""
+    return find_vm(host.vms(), vm.record.path)
+
+
+class _Work:
+    def __init__(
+        self, host: Host, targets: Sequence[ObservedVm], to: str | None, wait: bool
+    ) -> None:
+        self._host = host
+        self._targets = {vm.record.path: vm for vm in targets}
+        self._to = to
+        self._wait = wait
+        self._labs = {vm.record.lab: LabHost(host, vm.record.lab) for vm in targets}
+        self._records: dict[str, VmRecord] = {}
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> list[Reset]:
+        store = Store(self._host.pool, self._host.uri)
+        with store.reading():
+            versions = self._checked(store)
+            wanted = {path: self._target(path, version) for path, version in versions.items()}
+            errors = run_in_order(dict.fromkeys(wanted, ()), lambda path: self._put(wanted[path]))
+        order = {path: self._after(path) for path in wanted if errors[path] is None}
+        errors |= run_in_order(order, self._start, workers=16)
+        for lab in self._labs.values():
+            lab.sweep()
+        self._host.settle()
+        return [self._result(path, versions[path].ref, errors[path]) for path in wanted]
+
+    def _checked(self, store: Store) -> Mapping[str, Version]:
+        """The version of every target; all of them, before anything is touched."""
+        return {
+            path: store.get(Ref(vm.record.version.image, self._to or vm.record.version.tag))
+            for path, vm in self._targets.items()
+        }
+
+    def _target(self, path: str, version: Version) -> VmRecord:
+        record = self._targets[path].record
+        moved = replace(record, version=version.ref, digest=version.digest, profile=version.profile)
+        return remade(moved, "reset", self._labs[record.lab].stamp())
+
+    def _put(self, record: VmRecord) -> None:
+        lab = self._labs[record.lab]
+        self._records[record.path] = lab.put_on_new_disk(record, self._targets[record.path])
+
+    def _after(self, path: str) -> tuple[str, ...]:
+        record = self._records[path]
+        return tuple(f"{record.lab}/{name}" for name in record.after)
+
+    def _start(self, path: str) -> None:
+        record = self._records[path]
+        lab = self._labs[record.lab]
+        lab.start(record)
+        if self._wait:
+            self._seconds[path] = readiness.wait(self._host, record, lab.files)
+            if record.ready:
+                events.note(f"{path}: ready after {format_seconds(self._seconds[path])}")
+
+    def _result(self, path: str, version: Ref, error: Exception | None) -> Reset:
+        if isinstance(error, SkippedError):
+            error = PoclabError(f"{path} was not started", why=f"{error.cause} is not ready")
+        if error is not None and not isinstance(error, PoclabError):
+            raise error
+        return Reset(path, version, self._seconds.get(path, 0.0), error)

@@ -1,0 +1,301 @@
+"""Versions in the pool: what there is, publishing, tagging, removing.
+
+A version is a manifest volume `manifest.IMAGE.TAG.json` that names a base disk
+`base.SHA256.qcow2`. The manifest is written last: a version exists if and only if its
+manifest parses and its own checksum holds. A base without a manifest and a manifest that
+does not hold are garbage. A base never changes, so versions with equal disks share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol
+
+from poclab import disk, events, lock
+from poclab.errors import PoclabError
+from poclab.model import Origin, Profile, Ref, Version
+
+FORMAT = 1
+_MANIFEST = "manifest."
+_BASE = "base."
+_PATIENCE = 600.0  # seconds; a slow upload holds the lock that long
+
+
+class Volumes(Protocol):
+    """What the store needs of a pool."""
+
+    def names(self) -> list[str]:
+        """All volumes."""
+
+    def read(self, name: str) -> bytes:
+        """A small volume's content."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make or replace a small volume."""
+
+    def adopt(self, name: str, file: Path) -> None:
+        """Take a file in, read-only."""
+
+    def delete(self, name: str) -> None:
+        """Delete a volume."""
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A private directory for files to adopt."""
+
+    def sweep(self) -> None:
+        """Remove what interrupted commands left in staging."""
+
+
+def now() -> str:
+    """The time as records hold it: RFC 3339, UTC, seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def manifest_volume(ref: Ref) -> str:
+    """The volume of a version's manifest; an image name holds no dot, so it parses back."""
+    return f"{_MANIFEST}{ref.image}.{ref.tag}.json"
+
+
+def base_volume(digest: str) -> str:
+    """The volume of a base disk."""
+    return f"{_BASE}{digest.removeprefix('sha256:')}.qcow2"
+
+
+def encode(version: Version) -> bytes:
+    """A version's manifest."""
+    body: dict[str, Any] = {"format": FORMAT, **asdict(version)}
+    body["ref"] = str(version.ref)
+    return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True).encode()
+
+
+def decode(data: bytes) -> Version:
+    """Read a manifest.
+
+    Raises:
+        ValueError: it is cut short, was changed, or is of another format.
+    """
+    body = json.loads(data)
+    if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
+        raise ValueError("its checksum does not hold")
+    if body.pop("format") != FORMAT:
+        raise ValueError("it is of a newer format")
+    image, _, tag = str(body.pop("ref")).partition(":")
+    origin = Origin(**body.pop("origin"))
+    profile = Profile(body.pop("profile"))
+    return Version(ref=Ref(image, tag), origin=origin, profile=profile, **body)
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """The versions of one pool.
+
+    Changes hold the host's store lock alone; whoever puts a VM on a version holds it shared
+    (`reading`), so that no version goes between the look at it and the VM's definition.
+    """
+
+    def __init__(self, pool: Volumes, uri: str) -> None:
+        self._pool = pool
+        self._uri = uri
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Hold the store as it is: nothing is published or removed meanwhile."""
+        return lock.hold(
+            "images", uri=self._uri, doing="poclab", shared=True, wait=_PATIENCE, kind="store of"
+        )
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Hold the store alone."""
+        return lock.hold(
+            "images", uri=self._uri, doing="poclab image", wait=_PATIENCE, kind="store of"
+        )
+
+    # --- reading -----------------------------------------------------------------------
+
+    def versions(self) -> list[Version]:
+        """All versions whose base is there, by image and time."""
+        names = self._pool.names()
+        bases = {name for name in names if name.startswith(_BASE)}
+        found = (self._load(name) for name in names if name.startswith(_MANIFEST))
+        good = [item for item in found if item and base_volume(item.digest) in bases]
+        return sorted(good, key=lambda item: (item.ref.image, item.created, item.ref.tag))
+
+    def has(self, ref: Ref) -> bool:
+        """Whether there is such a version."""
+        return self._find(ref) is not None
+
+    def get(self, ref: Ref) -> Version:
+        """A version by its name.
+
+        Raises:
+            PoclabError: there is none; the message names the ones there are.
+        """
+        return self._find(ref) or self._missing(ref)
+
+    def _find(self, ref: Ref) -> Version | None:
+        names = set(self._pool.names())
+        if manifest_volume(ref) not in names:
+            return None
+        version = self._load(manifest_volume(ref))
+        return version if version and base_volume(version.digest) in names else None
+
+    def _missing(self, ref: Ref) -> Version:
+        versions = self.versions()
+        tags = [item.ref.tag for item in versions if item.ref.image == ref.image]
+        if tags:
+            raise PoclabError(
+                f"{ref} is not there",
+                why=f"{ref.image} has {', '.join(tags)}",
+                fix=f"choose one of these, or `poclab image build {ref.image} --tag {ref.tag}`",
+            )
+        images = sorted({item.ref.image for item in versions})
+        near = get_close_matches(ref.image, images, n=1)
+        why = f"there is no image {ref.image}"
+        if near:
+            why += f"; did you mean {near[0]}?"
+        elif images:
+            why += f"; there are {', '.join(images)}"
+        raise PoclabError(
+            f"{ref} is not there",
+            why=why,
+            fix=f"`poclab image build {ref.image} --tag {ref.tag}`, or `poclab image import`",
+        )
+
+    def _load(self, name: str) -> Version | None:
+        try:
+            version = decode(self._pool.read(name))
+        except (ValueError, TypeError, KeyError, PoclabError) as error:
+            events.debug(f"{name} does not count: {error}")
+            return None
+        return version if manifest_volume(version.ref) == name else None
+
+    # --- writing -----------------------------------------------------------------------
+
+    def workdir(self) -> AbstractContextManager[Path]:
+        """A fresh private directory on the pool's file system, removed afterwards."""
+        self._pool.sweep()
+        return self._pool.staging()
+
+    def refuse_existing(self, ref: Ref) -> None:
+        """See that a name is free.
+
+        Raises:
+            PoclabError: there is such a version; versions never change.
+        """
+        found = self._find(ref)
+        if found:
+            raise PoclabError(
+                f"{ref} exists already",
+                why=f"a version never changes; this one was {found.origin.kind} {found.created}",
+                fix=f"choose another tag, or remove it: poclab image rm {ref}",
+            )
+
+    def publish(
+        self,
+        ref: Ref,
+        file: Path,
+        *,
+        virtual_size: int,
+        profile: Profile,
+        origin: Origin,
+        user: str = "root",
+        labels: Mapping[str, str] | None = None,
+    ) -> Version:
+        """Make a version of a qcow2 file; the file is used up.
+
+        Args:
+            ref: the version's name.
+            file: a complete qcow2 file without backing file.
+            virtual_size: bytes the guest will see.
+            profile: which devices the guest can drive.
+            origin: where it comes from.
+            user: the user to log in as.
+            labels: free text by key.
+
+        Raises:
+            PoclabError: the name is taken, or the pool cannot be written.
+        """
+        version = Version(
+            ref=ref,
+            digest=disk.sha256(file),
+            size=file.stat().st_size,
+            virtual_size=virtual_size,
+            profile=profile,
+            origin=origin,
+            created=now(),
+            user=user,
+            labels=dict(labels or {}),
+        )
+        base = base_volume(version.digest)
+        with self.changing():
+            self.refuse_existing(ref)
+            if base not in self._bases_in_use():
+                events.step("base", volume=base)
+                self._pool.adopt(base, file)  # one there without a manifest may be cut short
+            events.step("manifest", version=str(ref))
+            self._pool.write(manifest_volume(ref), encode(version))
+        return version
+
+    def tag(self, source: Ref, target: Ref) -> Version:
+        """Give a version a second name.
+
+        Raises:
+            PoclabError: there is no such version, or the new name is another version's.
+        """
+        with self.changing():
+            version = replace(self.get(source), ref=target)
+            present = self._find(target)
+            if present and present.digest == version.digest:
+                return present
+            self.refuse_existing(target)
+            events.step("manifest", version=str(target))
+            self._pool.write(manifest_volume(target), encode(version))
+            return version
+
+    def remove(self, ref: Ref) -> bool:
+        """Remove a version, and its base when no other version has it; call within `changing`.
+
+        Returns:
+            Whether the base disk went too.
+
+        Raises:
+            PoclabError: there is no such version.
+        """
+        version = self.get(ref)
+        events.step("remove manifest", version=str(ref))
+        self._pool.delete(manifest_volume(ref))
+        base = base_volume(version.digest)
+        if base in self._bases_in_use():
+            return False
+        events.step("remove base", volume=base)
+        self._pool.delete(base)
+        return True
+
+    # --- garbage -----------------------------------------------------------------------
+
+    def garbage(self, used: frozenset[str] = frozenset()) -> list[str]:
+        """Volumes that an interrupted command left: manifests that do not count, lone bases.
+
+        Args:
+            used: digests of bases that VMs stand on; these are never garbage.
+        """
+        needed = self._bases_in_use() | {base_volume(digest) for digest in used}
+        return [
+            name
+            for name in self._pool.names()
+            if (name.startswith(_BASE) and name not in needed)
+            or (name.startswith(_MANIFEST) and self._load(name) is None)
+        ]
+
+    def _bases_in_use(self) -> set[str]:
+        return {base_volume(version.digest) for version in self.versions()}

@@ -1,0 +1,195 @@
+"""Bring a lab up: plan, then do what the plan says.
+
+Order within a VM's change: new disk first, then the definition, then the running guest, then
+the old disk goes. Whatever the moment the program dies at, the VM stands on its old disk or
+on its new one, and the next `up`, `reset` or `down` deletes what nobody stands on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from poclab import events, lock, readiness
+from poclab.errors import PoclabError
+from poclab.labhost import LabHost
+from poclab.model import Lab, VmRecord
+from poclab.plan import Action, Plan, Verb, plan, versions_needed
+from poclab.schedule import SkippedError, run_in_order
+from poclab.units import format_seconds
+from poclab.virt.design import network_spec
+from poclab.virt.host import Host
+from poclab.virt.network import LabNetwork
+from poclab.virt.xml import network_xml
+
+SHUTDOWN_PATIENCE = 60.0  # seconds a guest gets to shut down before a change
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `up` ended.
+
+    Attributes:
+        plan: what there was to do.
+        applied: whether it was done (not with a dry run, or when the user said no).
+        ready: the seconds each VM took from its start until it was ready.
+        failed: what went wrong, by VM.
+    """
+
+    plan: Plan
+    applied: bool
+    ready: Mapping[str, float]
+    failed: Mapping[str, Exception]
+
+
+def up(
+    host: Host,
+    lab: Lab,
+    *,
+    dry_run: bool = False,
+    confirm: Callable[[Plan], bool] = lambda _plan: True,
+) -> Outcome:
+    """Make the host show what the lab file asks for.
+
+    Args:
+        host: the host.
+        lab: the lab as asked for.
+        dry_run: stop after the plan.
+        confirm: called with a plan that has something to do, before it is done.
+
+    Raises:
+        PoclabError: the plan cannot be made, or a step that all VMs need failed.
+    """
+    with lock.hold(lab.name, uri=host.uri, doing=f"poclab up {lab.name}"):
+        lab_host = LabHost(host, lab.name)
+        seen = _plan(lab_host, lab)
+        if dry_run or (seen.actions and not confirm(seen)):
+            return Outcome(seen, applied=False, ready={}, failed={})
+        return _Applier(lab_host, lab).run(seen)
+
+
+def _plan(lab_host: LabHost, lab: Lab) -> Plan:
+    observed = lab_host.observe()
+    versions = {ref: lab_host.store.get(ref) for ref in versions_needed(lab, observed)}
+    return plan(lab, observed, versions, lab_host.stamp())
+
+
+class _Applier:
+    def __init__(self, lab_host: LabHost, lab: Lab) -> None:
+        self._at = lab_host
+        self._host = lab_host.host
+        self._lab = lab
+        self._records: dict[str, VmRecord] = {}
+        self._to_start: set[str] = set()
+        self._failed: dict[str, Exception] = {}
+        self._ready: dict[str, float] = {}
+
+    def run(self, seen: Plan) -> Outcome:
+        host = self._host
+        with (
+            # No version goes and no port is given twice before the definitions name them.
+            self._at.store.reading(),
+            lock.hold("ports", uri=host.uri, doing="poclab up", wait=120, kind="list of"),
+        ):
+            todo = _plan(self._at, self._lab)
+            if [str(action) for action in todo.actions] != [str(action) for action in seen.actions]:
+                raise PoclabError(
+                    f"lab {self._lab.name} changed since the plan was shown", fix="run it again"
+                )
+            self._records = dict(todo.records)
+            self._removals(todo)
+            self._networks(todo)
+            for action in todo.of(*_VM_VERBS):
+                self._guarded(action.target, self._prepare, action)
+        self._start_all(todo)
+        for action in todo.of(Verb.REMOVE_NETWORK):
+            self._network(action).remove()
+        self._at.sweep()
+        host.settle()
+        return Outcome(todo, applied=bool(todo.actions), ready=self._ready, failed=self._failed)
+
+    def _guarded(self, vm: str, work: Callable[[Action], None], action: Action) -> None:
+        """Do a VM's work; what goes wrong is the VM's, the others go on."""
+        try:
+            work(action)
+        except PoclabError as error:
+            self._failed[vm] = error
+
+    # --- networks and removals -----------------------------------------------------------
+
+    def _removals(self, todo: Plan) -> None:
+        for action in todo.of(Verb.REMOVE):
+            if action.before:
+                self._at.remove(action.before.record)
+
+    def _networks(self, todo: Plan) -> None:
+        for action in todo.of(Verb.REMAKE_NETWORK):
+            for vm in todo.of(Verb.CHANGE, Verb.RESET):
+                if vm.before and vm.before.active:
+                    self._host.guest(vm.before.record).shut_down(SHUTDOWN_PATIENCE)
+            self._network(action).remove()
+        for action in todo.of(Verb.MAKE_NETWORK, Verb.REMAKE_NETWORK):
+            if action.network:
+                spec = network_spec(action.network, action.hosts)
+                self._host.define_network(network_xml(spec), action.network)
+        for action in todo.of(Verb.START_NETWORK):
+            self._network(action).start()
+        for action in todo.of(Verb.RESERVE):
+            self._network(action).reserve(action.hosts)
+
+    def _network(self, action: Action) -> LabNetwork:
+        return self._host.network(self._lab.name, action.target)
+
+    # --- VMs -----------------------------------------------------------------------------
+
+    def _prepare(self, action: Action) -> None:
+        """All that has to be right before the VM starts."""
+        record, found = action.record, action.before
+        assert record is not None
+        if action.verb in (Verb.CREATE, Verb.RESET):
+            record = self._at.put_on_new_disk(record, found)
+        elif action.verb in (Verb.CHANGE, Verb.START) and found:
+            if found.active:
+                self._host.guest(record).shut_down(SHUTDOWN_PATIENCE)
+            self._at.data_disks(record, found.record)
+            self._at.define(record, found.uuid)
+        elif found:
+            guest = self._at.define(record, found.uuid)
+            if action.verb is Verb.RESUME:
+                guest.resume()
+        self._records[action.target] = record
+        if action.verb in _STARTS:
+            self._to_start.add(action.target)
+
+    def _start_all(self, todo: Plan) -> None:
+        results = run_in_order(todo.order, self._start, workers=16)
+        for name, error in results.items():
+            if isinstance(error, SkippedError):
+                error = PoclabError(
+                    f"{self._lab.name}/{name} was not started", why=f"{error.cause} is not ready"
+                )
+            if error is not None and not isinstance(error, PoclabError):
+                raise error
+            if error is not None:
+                self._failed.setdefault(name, error)
+
+    def _start(self, name: str) -> None:
+        if name in self._failed:
+            raise self._failed[name]
+        record = self._records[name]
+        if name not in self._to_start:
+            if readiness.glance(self._host, record) is False:
+                self._ready[name] = readiness.wait(self._host, record, self._at.files)
+            return
+        self._at.start(record)
+        seconds = readiness.wait(self._host, record, self._at.files)
+        self._ready[name] = seconds
+        events.note(f"{name}: {_settled(record, seconds)}")
+
+
+def _settled(record: VmRecord, seconds: float) -> str:
+    return f"ready after {format_seconds(seconds)}" if record.ready else "started"
+
+
+_STARTS = (Verb.CREATE, Verb.RESET, Verb.CHANGE, Verb.START)
+_VM_VERBS = (*_STARTS, Verb.RECORD, Verb.RESUME)

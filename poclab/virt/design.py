@@ -1,0 +1,259 @@
+"""Policy: which devices a VM gets, from its record and what the host can do. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
+
+from poclab.model import DataDisk, HostEntry, Mode, NetworkRecord, NicRecord, Profile, VmRecord
+from poclab.virt import metadata
+from poclab.virt.xml import DiskSpec, DomainSpec, InterfaceSpec, NetworkSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices a profile means.
+
+    Attributes:
+        machine: the machine type's alias.
+        uefi: UEFI or BIOS.
+        disk_bus: the bus of every disk.
+        disk_prefix: how disks are named on that bus.
+        nic: the network card in libvirt's words.
+        nic_device: the same as a QEMU device.
+        virtio: whether the guest drives virtio devices from the first boot on.
+        clock: what the guest takes the hardware clock for.
+    """
+
+    machine: str
+    uefi: bool
+    disk_bus: str
+    disk_prefix: str
+    nic: str
+    nic_device: str
+    virtio: bool
+    clock: str
+
+
+DEVICES = {
+    Profile.LINUX: Devices(
+        "q35", True, "virtio", "vd", "virtio", "virtio-net-pci", True, "utc"
+    ),
+    # Windows has no virtio drivers before someone installs them.
+    Profile.WINDOWS: Devices("q35", True, "sata", "sd", "e1000e", "e1000e", False, "localtime"),
+    Profile.LEGACY: Devices("pc", False, "ide", "hd", "e1000", "e1000", False, "utc"),
+}  # fmt: skip
+
+# IDE has four places, SATA on q35 six, virtio-blk one a PCI slot: this is what a lab may ask for.
+DISK_LIMIT = {Profile.LINUX: 20, Profile.WINDOWS: 6, Profile.LEGACY: 4}
+
+
+@dataclass(frozen=True)
+class HostTraits:
+    """What the design depends on besides the record.
+
+    Attributes:
+        session: qemu:///session (user networking) or a system daemon (libvirt networks).
+        kvm: whether domains use KVM.
+        owner: who the host belongs to, so that two users' segments differ.
+    """
+
+    session: bool
+    kvm: bool
+    owner: str
+
+
+def domain_spec(
+    record: VmRecord,
+    traits: HostTraits,
+    *,
+    uuid: str | None,
+    base: str,
+    path: Callable[[str], str],
+    console_log: str | None,
+    oem_strings: tuple[str, ...] = (),
+) -> DomainSpec:
+    """Design the domain of a VM.
+
+    Args:
+        record: what the VM is to be.
+        traits: what the host can do.
+        uuid: the domain's UUID where it exists already.
+        base: the volume the system disk's overlay stands on.
+        path: from a volume's name to its file.
+        console_log: where the serial console is copied to.
+        oem_strings: SMBIOS strings for the guest.
+    """
+    devices = DEVICES[record.profile]
+    interfaces: tuple[InterfaceSpec, ...] = ()
+    qemu_args: tuple[str, ...] = ()
+    if traits.session:
+        qemu_args = tuple(session_network(record, traits))
+    else:
+        interfaces = tuple(
+            InterfaceSpec(f"{record.lab}.{nic.network}", nic.mac, devices.nic)
+            for nic in record.nics
+        )
+    return DomainSpec(
+        name=record.domain,
+        uuid=uuid,
+        type="kvm" if traits.kvm else "qemu",
+        machine=devices.machine,
+        uefi=devices.uefi,
+        cpu_mode="host-passthrough" if traits.kvm else "maximum",
+        cpus=record.cpus,
+        memory=record.memory,
+        clock=devices.clock,
+        disks=_disks(record, devices, base, path),
+        interfaces=interfaces,
+        qemu_args=qemu_args,
+        oem_strings=oem_strings,
+        console_log=console_log,
+        usb=not devices.virtio,
+        virtio=devices.virtio,
+        metadata=(metadata.vm_element(record),),
+    )
+
+
+KEPT = "data."  # what the volumes of kept data disks begin with
+
+
+def data_volume(record: VmRecord, disk: DataDisk) -> str:
+    """The volume of a data disk.
+
+    A kept one has a name that lasts. One that goes with the system disk carries the overlay's
+    own mark, so that a reset makes a new one beside the old, and never mixes the two up.
+    """
+    if disk.keep:
+        return f"{KEPT}{record.lab}.{record.name}.{disk.name}.qcow2"
+    mark = record.overlay.split(".")[-2]
+    return f"scratch.{record.lab}.{record.name}.{disk.name}.{mark}.qcow2"
+
+
+def overlay_volume(lab: str, vm: str, mark: str) -> str:
+    """The volume of a system disk; the mark tells it from the one before."""
+    return f"overlay.{lab}.{vm}.{mark}.qcow2"
+
+
+def _disks(
+    record: VmRecord, devices: Devices, base: str, path: Callable[[str], str]
+) -> tuple[DiskSpec, ...]:
+    def target(index: int) -> str:
+        return devices.disk_prefix + "abcdefghijklmnopqrstuvwxyz"[index]
+
+    system = DiskSpec(
+        path(record.overlay), target(0), devices.disk_bus, backing=(path(base),), boot=True
+    )
+    data = (
+        DiskSpec(
+            path(data_volume(record, disk)),
+            target(index),
+            devices.disk_bus,
+            serial=disk.name[:20],  # virtio-blk and ATA serial numbers have 20 characters
+        )
+        for index, disk in enumerate(record.disks, start=1)
+    )
+    return (system, *data)
+
+
+# --- networks of qemu:///session ---------------------------------------------------------
+
+# QEMU's user network is on 10.0.2.0/24 unless told otherwise; a lab may use that itself.
+USER_NETWORKS = tuple(
+    IPv4Network(text) for text in ("10.0.2.0/24", "172.31.254.0/24", "192.168.254.0/24")
+)
+
+
+def session_network(record: VmRecord, traits: HostTraits) -> Iterable[str]:
+    """QEMU arguments for a VM's networks where no bridge can be made.
+
+    One card on QEMU's user network carries the forwarded ports (and the way out, unless all
+    the VM's networks are isolated); one card a lab network is on a multicast segment that is
+    bound to 127.0.0.1. libvirt's own `<interface type='mcast'>` cannot bind to an address: its
+    frames would leave the host by the default route.
+    """
+    device = DEVICES[record.profile].nic_device
+    nat = any(nic.mode is not Mode.ISOLATED for nic in record.nics)
+    options = ["user", "id=poclabuser", f"net={user_network(record.nics)}"]
+    if not nat and record.nics:
+        options.append("restrict=on")
+    options += [f"hostfwd=tcp:127.0.0.1:{f.host}-:{f.guest}" for f in record.forwards]
+    yield from ("-netdev", ",".join(options))
+    yield from ("-device", _card(device, "poclabuser", mac(record.lab, record.name, "")))
+    for index, nic in enumerate(record.nics):
+        group, port = segment(traits.owner, record.lab, nic.network)
+        name = f"poclab{index}"
+        netdev = f"socket,id={name},mcast={group}:{port},localaddr=127.0.0.1"
+        yield from ("-netdev", netdev, "-device", _card(device, name, nic.mac))
+
+
+def _card(device: str, netdev: str, address: str) -> str:
+    return f"{device},netdev={netdev},mac={address},romfile="
+
+
+def user_network(nics: Iterable[NicRecord]) -> IPv4Network:
+    """A range for QEMU's user network that none of the VM's lab networks overlaps."""
+    taken = [nic.ip.network for nic in nics if nic.ip]
+    free = (net for net in USER_NETWORKS if not any(net.overlaps(other) for other in taken))
+    return next(free, USER_NETWORKS[0])
+
+
+def segment(owner: str, lab: str, network: str) -> tuple[IPv4Address, int]:
+    """The multicast group and port of a lab network's segment.
+
+    Derived, so that no state is needed: 23 bits of group within 239.0.0.0/8 (administratively
+    scoped, RFC 2365) and 14 bits of port keep owners, labs and networks apart.
+    """
+    seed = hashlib.sha256(f"{owner}/{lab}/{network}".encode()).digest()
+    group = 0xEF000000 | 0x00800000 | (int.from_bytes(seed[:3]) & 0x7FFFFF)
+    port = 32768 + (int.from_bytes(seed[3:5]) & 0x3FFF)
+    return IPv4Address(group), port
+
+
+# --- networks of a system daemon ----------------------------------------------------------
+
+
+def mac(lab: str, vm: str, network: str, attempt: int = 0) -> str:
+    """A MAC address that stays the same for a VM's place on a network.
+
+    52:54:00 is the prefix QEMU and libvirt give to virtual cards.
+    """
+    seed = hashlib.sha256(f"{lab}/{vm}/{network}/{attempt}".encode()).digest()
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in seed[:3])
+
+
+def bridge_name(lab: str, network: str) -> str:
+    """The bridge of a lab network: 11 characters, where the kernel allows 15 (IFNAMSIZ)."""
+    return "poc" + hashlib.sha256(f"{lab}/{network}".encode()).hexdigest()[:8]
+
+
+def gateway(cidr: IPv4Network) -> IPv4Address:
+    """The host's address on a network: the first usable one."""
+    return cidr.network_address + 1
+
+
+def network_spec(record: NetworkRecord, hosts: tuple[HostEntry, ...]) -> NetworkSpec:
+    """Design a lab network with these addresses reserved."""
+    return NetworkSpec(
+        name=record.libvirt_name,
+        bridge=bridge_name(record.lab, record.name),
+        nat=record.mode is Mode.NAT,
+        gateway=gateway(record.cidr),
+        cidr=record.cidr,
+        domain=record.lab,
+        hosts=hosts,
+        metadata=(metadata.network_element(record),),
+    )
+
+
+def reservations(network: str, vms: Iterable[VmRecord]) -> Iterable[HostEntry]:
+    """The addresses to reserve on a network."""
+    for vm in vms:
+        for nic in vm.nics:
+            if nic.network == network and nic.ip is not None:
+                yield HostEntry(nic.mac, vm.name, nic.ip.ip)

@@ -1,0 +1,57 @@
+"""libvirt's errors as errors a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import libvirt
+
+from poclab.errors import PoclabError
+
+# Pieces of libvirt's and QEMU's messages, and what helps.
+_HELP = (
+    ("is already in use by interface", "choose another cidr for the network in the lab file"),
+    ("Could not set up host forwarding", "another program took the port: run `poclab up` again"),
+    ("No space left on device", "free some disk space: `poclab doctor` shows how much there is"),
+    ("Permission denied", "run `poclab doctor`: it says which permission is missing"),
+    ("Unable to find any firmware", "install ovmf (Debian, Ubuntu) or edk2-ovmf (Fedora)"),
+    ("Could not access KVM", "add yourself to the group kvm, or use --accel tcg"),
+    ("Failed to get \"write\" lock", "another QEMU uses the disk: end it first"),
+)  # fmt: skip
+
+
+class GoneError(PoclabError):
+    """The object is not there any more."""
+
+
+@contextmanager
+def libvirt_errors(what: str) -> Iterator[None]:
+    """Turn a libvirt error inside the block into a `PoclabError`.
+
+    Args:
+        what: what failed, in one line: "customer-a/vm1 did not start".
+
+    Raises:
+        GoneError: the domain, network, pool or volume does not exist.
+        PoclabError: anything else libvirt says.
+    """
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise translated(what, error) from error
+
+
+def translated(what: str, error: libvirt.libvirtError) -> PoclabError:
+    """The error in our words."""
+    message = " ".join(str(error).split())
+    gone = {
+        libvirt.VIR_ERR_NO_DOMAIN,
+        libvirt.VIR_ERR_NO_NETWORK,
+        libvirt.VIR_ERR_NO_STORAGE_POOL,
+        libvirt.VIR_ERR_NO_STORAGE_VOL,
+    }
+    if error.get_error_code() in gone:
+        return GoneError(what, why=message)
+    fix = next((help_ for text, help_ in _HELP if text in message), "")
+    return PoclabError(what, why=message[:400], fix=fix)

@@ -1,0 +1,221 @@
+"""A domain: define, start, stop, remove, and what it says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from xml.etree.ElementTree import Element, fromstring
+
+import libvirt
+
+from poclab import events
+from poclab.model import ObservedVm, State, VmRecord
+from poclab.virt import metadata
+from poclab.virt.errors import GoneError, libvirt_errors
+
+_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: State.RUNNING,
+    libvirt.VIR_DOMAIN_RUNNING: State.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: State.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: State.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: State.SHUTDOWN,
+    libvirt.VIR_DOMAIN_SHUTOFF: State.SHUTOFF,
+    libvirt.VIR_DOMAIN_CRASHED: State.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: State.SUSPENDED,
+}
+# Beside the record, in the running domain only: it goes with the QEMU process, so it is true.
+_STARTED = "started"
+_AGENT = "devices/channel/target[@name='org.qemu.guest_agent.0']"
+
+
+class Guest:
+    """One domain of poclab's."""
+
+    def __init__(self, conn: libvirt.virConnect, domain: libvirt.virDomain) -> None:
+        self._conn = conn
+        self._domain = domain
+        self.name: str = domain.name()
+
+    @classmethod
+    def of(cls, conn: libvirt.virConnect, domain: libvirt.virDomain) -> Guest | None:
+        """The domain as a guest, or None when it is not poclab's.
+
+        Identity is the metadata; a clone that carries another domain's metadata is not ours.
+        """
+        guest = cls(conn, domain)
+        record = guest.record()
+        return guest if record and record.domain == guest.name else None
+
+    @classmethod
+    def define(cls, conn: libvirt.virConnect, xml: str, name: str) -> Guest:
+        """Define a domain, or define it anew; a running one changes with its next start.
+
+        Raises:
+            PoclabError: libvirt refuses the definition.
+        """
+        events.step("define", domain=name)
+        with libvirt_errors(f"domain {name} cannot be defined"):
+            # Without VALIDATE libvirt drops what it does not know in silence.
+            return cls(conn, conn.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE))
+
+    # --- what it says ------------------------------------------------------------------
+
+    @property
+    def uuid(self) -> str:
+        """The domain's UUID."""
+        return str(self._domain.UUIDString())
+
+    def record(self, *, live: bool = False) -> VmRecord | None:
+        """What its definition says (the running one's with `live`), None if not readable."""
+        element = self._metadata(live=live)
+        if element is None:
+            return None
+        try:
+            return metadata.vm_record(element)
+        except ValueError as error:
+            events.debug(f"domain {self.name}: {error}")
+            return None
+
+    def observe(self) -> ObservedVm | None:
+        """All of it, or None when it went away."""
+        with contextlib.suppress(libvirt.libvirtError):
+            record = self.record()
+            if record is None:
+                return None
+            active = bool(self._domain.isActive())
+            element = self._metadata(live=True) if active else None
+            live = self.record(live=True) if active else None
+            return ObservedVm(
+                record,
+                self.uuid,
+                self.state(),
+                live=live or (record if active else None),
+                started=element.get(_STARTED) if element is not None else None,
+            )
+        return None
+
+    def state(self) -> State:
+        """The state, a stop by I/O error told apart."""
+        with libvirt_errors(f"{self.name} is not there"):
+            state, reason = self._domain.state()
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
+            return State.IO_ERROR
+        return _STATES.get(state, State.RUNNING)
+
+    def active(self) -> bool:
+        """Whether QEMU runs."""
+        with libvirt_errors(f"{self.name} is not there"):
+            return bool(self._domain.isActive())
+
+    def agent_connected(self) -> bool:
+        """Whether the guest agent holds its channel open."""
+        with libvirt_errors(f"{self.name} is not there"):
+            target = fromstring(self._domain.XMLDesc(0)).find(_AGENT)  # noqa: S314 - from libvirtd
+        return target is not None and target.get("state") == "connected"
+
+    def user_network(self) -> str:
+        """QEMU's table of user-network connections (the monitor's `info usernet`)."""
+        import libvirt_qemu
+
+        flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+        with libvirt_errors(f"{self.name} does not answer"):
+            return str(libvirt_qemu.qemuMonitorCommand(self._domain, "info usernet", flags))
+
+    # --- what is done to it ------------------------------------------------------------
+
+    def start(self, *, fresh: bool, started: str) -> None:
+        """Start it.
+
+        Args:
+            fresh: make the firmware variables anew from their template.
+            started: the time to note in the running domain.
+
+        Raises:
+            PoclabError: it does not start.
+        """
+        events.step("start", domain=self.name)
+        flags = libvirt.VIR_DOMAIN_START_RESET_NVRAM if fresh else 0
+        with libvirt_errors(f"{self.name} does not start"):
+            try:
+                self._domain.createWithFlags(flags)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                    raise
+                if not self._domain.isActive():  # not merely started by another command
+                    raise
+        record = self.record()
+        if record is None:
+            return
+        element = metadata.vm_element(record)
+        element.set(_STARTED, started)
+        self._set_metadata(element, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def set_record(self, record: VmRecord) -> None:
+        """Write the record into the persistent definition, nothing else."""
+        events.step("record", domain=self.name)
+        self._set_metadata(metadata.vm_element(record), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+    def resume(self) -> None:
+        """Have a paused guest go on."""
+        events.step("resume", domain=self.name)
+        with libvirt_errors(f"{self.name} does not go on"):
+            self._domain.resume()
+
+    def power_off(self) -> None:
+        """End QEMU at once; off already is fine."""
+        events.step("power off", domain=self.name)
+        with libvirt_errors(f"{self.name} cannot be stopped"):
+            try:
+                self._domain.destroy()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return
+                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                    raise
+
+    def shut_down(self, patience: float) -> None:
+        """Ask the guest to shut down; end QEMU when it has not within `patience` seconds."""
+        events.step("shut down", domain=self.name)
+        if not self.active():
+            return
+        with contextlib.suppress(libvirt.libvirtError):
+            self._domain.shutdown()
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if not self.active():
+                return
+            time.sleep(0.1)
+        events.warning(f"{self.name} did not shut down within {patience:.0f} s: powered off")
+        self.power_off()
+
+    def remove(self) -> None:
+        """Undefine it with its firmware variables; gone already is fine."""
+        events.step("undefine", domain=self.name)
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        )
+        with contextlib.suppress(GoneError), libvirt_errors(f"{self.name} cannot be removed"):
+            self._domain.undefineFlags(flags)
+
+    def _metadata(self, *, live: bool) -> Element | None:
+        flag = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        try:
+            text = self._domain.metadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT, metadata.NAMESPACE, flag
+            )
+        except libvirt.libvirtError:
+            return None
+        return fromstring(text)  # noqa: S314 - libvirtd wrote it
+
+    def _set_metadata(self, element: Element, flag: int) -> None:
+        with libvirt_errors(f"the metadata of {self.name} cannot be written"):
+            self._domain.setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+                metadata.text(element),
+                metadata.PREFIX,
+                metadata.NAMESPACE,
+                flag,
+            )

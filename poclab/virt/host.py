@@ -1,0 +1,311 @@
+"""The connection to a host, and what poclab finds on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
+from xml.etree.ElementTree import fromstring
+
+import libvirt
+
+from poclab import config, events
+from poclab.errors import PoclabError, UsageError
+from poclab.model import Foreign, NetworkRecord, ObservedVm, VmRecord
+from poclab.virt import metadata
+from poclab.virt.design import HostTraits
+from poclab.virt.errors import libvirt_errors
+from poclab.virt.guest import Guest
+from poclab.virt.network import LabNetwork
+from poclab.virt.pool import LocalPool, StreamPool, pool_directory, pool_xml
+
+POOL = "poclab"
+MARKER = "poclab.json"
+SYSTEM_POOL = "/var/lib/libvirt/images/poclab"  # below a directory SELinux and AppArmor know
+
+# Without this libvirt prints every error to stderr as well as raising it.
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
+class Host:
+    """A libvirt host."""
+
+    def __init__(self, conn: libvirt.virConnect, accel: str = "auto") -> None:
+        self.conn = conn
+        with libvirt_errors("libvirt does not answer"):
+            self.uri: str = conn.getURI()
+        self._accel = accel
+
+    @property
+    def session(self) -> bool:
+        """Whether this is a user's own daemon (no bridges, no root)."""
+        return urlsplit(self.uri).path.endswith("/session")
+
+    @property
+    def local(self) -> bool:
+        """Whether the daemon runs on this host."""
+        return not urlsplit(self.uri).netloc
+
+    @cached_property
+    def traits(self) -> HostTraits:
+        """What the design of a domain depends on."""
+        return HostTraits(session=self.session, kvm=self._kvm(), owner=f"{os.getuid()}")
+
+    def close(self) -> None:
+        """End the connection."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self.conn.close()
+
+    # --- acceleration ----------------------------------------------------------------
+
+    def _kvm(self) -> bool:
+        if self._accel == "tcg":
+            return False
+        reason = self._kvm_unusable()
+        if not reason:
+            return True
+        if self._accel == "kvm":
+            raise PoclabError(
+                "KVM cannot be used on this host", why=reason, fix="use --accel auto or tcg"
+            )
+        events.warning(f"no KVM: guests are emulated and slow ({reason})")
+        return False
+
+    def _kvm_unusable(self) -> str:
+        """Why KVM cannot be used, or an empty string.
+
+        That libvirt lists it proves little: a /dev/kvm without the processor's virtualization
+        behind it is listed too, and its domains hang. So the processor is asked as well, in the
+        way virt-host-validate does.
+        """
+        with libvirt_errors("libvirt does not tell the host's capabilities"):
+            capabilities = fromstring(self.conn.getCapabilities())  # noqa: S314 - from libvirtd
+        listed = {
+            item.get("type")
+            for guest in capabilities.iterfind("guest")
+            if guest.findtext("os_type") == "hvm"
+            for item in guest.iterfind("arch[@name='x86_64']/domain")
+        }
+        if "kvm" not in listed:
+            return "libvirt does not offer it: /dev/kvm is missing or not accessible"
+        if self.local and not cpu_virtualizes(Path("/proc/cpuinfo").read_text()):
+            return "the processor has neither vmx nor svm"
+        return ""
+
+    # --- pool ------------------------------------------------------------------------
+
+    @cached_property
+    def pool(self) -> LocalPool | StreamPool:
+        """The storage pool, made on first use.
+
+        Raises:
+            PoclabError: it cannot be made or started, or a pool of that name is not ours.
+        """
+        pool, directory = self._open_pool()
+        local = self.local and os.access(directory, os.W_OK | os.X_OK)
+        found = LocalPool(pool, directory) if local else StreamPool(self.conn, pool, directory)
+        names = found.names()
+        if MARKER not in names:
+            if names:
+                raise PoclabError(
+                    f"the storage pool {POOL} is not poclab's",
+                    why=f"{directory} holds other volumes: {', '.join(names[:3])}",
+                    fix="rename that pool: virsh pool-edit, or use another host",
+                )
+            found.write(MARKER, b'{"format": 1}\n')
+        return found
+
+    def _open_pool(self) -> tuple[libvirt.virStoragePool, str]:
+        try:
+            pool = self.conn.storagePoolLookupByName(POOL)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
+                raise PoclabError("the storage pool cannot be opened", why=str(error)) from error
+            pool = self._make_pool()
+        with libvirt_errors(f"the storage pool {POOL} cannot be started"):
+            if not pool.isActive():
+                pool.create(libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
+            return pool, pool_directory(pool.XMLDesc(0))
+
+    def _make_pool(self) -> libvirt.virStoragePool:
+        default = str(config.data_dir() / "pool") if self.session else SYSTEM_POOL
+        directory = os.environ.get("POCLAB_POOL_DIR") or default
+        if self.session and self.local:
+            config.private_dir(Path(directory))
+        events.step("pool", directory=directory)
+        with libvirt_errors(f"the storage pool {POOL} cannot be made in {directory}"):
+            pool = self.conn.storagePoolDefineXML(pool_xml(POOL, directory), 0)
+            pool.build(0)
+            pool.setAutostart(1)
+            return pool
+
+    # --- domains and networks ----------------------------------------------------------
+
+    def guests(self) -> list[Guest]:
+        """All domains that are poclab's, by name."""
+        return sorted(self._scan()[0], key=lambda guest: guest.name)
+
+    def _scan(self) -> tuple[list[Guest], list[str]]:
+        with libvirt_errors("the domains cannot be listed"):
+            domains = self.conn.listAllDomains(0)
+        ours: list[Guest] = []
+        others: list[str] = []
+        for domain in domains:
+            with contextlib.suppress(libvirt.libvirtError):  # it went away meanwhile
+                guest = Guest.of(self.conn, domain)
+                if guest:
+                    ours.append(guest)
+                else:
+                    others.append(domain.name())
+        return ours, others
+
+    def vms(self) -> list[ObservedVm]:
+        """All VMs, by lab and name."""
+        found = [vm for guest in self._scan()[0] if (vm := guest.observe())]
+        return sorted(found, key=lambda vm: (vm.record.lab, vm.record.name))
+
+    def networks(self) -> list[LabNetwork]:
+        """All lab networks, by name; none in qemu:///session."""
+        return self._scan_networks()[0]
+
+    def _scan_networks(self) -> tuple[list[LabNetwork], list[str]]:
+        if self.session:
+            return [], []
+        with libvirt_errors("the networks cannot be listed"):
+            networks = self.conn.listAllNetworks(0)
+        ours: list[LabNetwork] = []
+        others: list[str] = []
+        for network in networks:
+            with contextlib.suppress(libvirt.libvirtError):
+                element = metadata.find(network.XMLDesc(0), "network")
+                record = _network_record(element) if element is not None else None
+                if record and record.libvirt_name == network.name():
+                    ours.append(LabNetwork(self.conn, network, record))
+                else:
+                    others.append(network.name())
+        return sorted(ours, key=lambda item: item.record.libvirt_name), others
+
+    def foreign(self) -> Foreign:
+        """The names of domains and networks that are not poclab's."""
+        return Foreign(frozenset(self._scan()[1]), frozenset(self._scan_networks()[1]))
+
+    def guest(self, record: VmRecord) -> Guest:
+        """The domain of a VM.
+
+        Raises:
+            GoneError: it is not there.
+        """
+        with libvirt_errors(f"{record.path} is not there"):
+            return Guest(self.conn, self.conn.lookupByName(record.domain))
+
+    def network(self, lab: str, name: str) -> LabNetwork:
+        """A lab network.
+
+        Raises:
+            PoclabError: it is not there.
+        """
+        for found in self.networks():
+            if (found.record.lab, found.record.name) == (lab, name):
+                return found
+        raise PoclabError(
+            f"network {lab}.{name} is not there", fix=f"`poclab up {lab}` makes it again"
+        )
+
+    def network_up(self, lab: str, name: str) -> bool:
+        """Whether a lab network's bridge is up on the very host this program runs on."""
+        if not self.local or self.session:
+            return False
+        with contextlib.suppress(PoclabError):
+            return self.network(lab, name).active
+        return False
+
+    def settle(self) -> None:
+        """Have libvirt's own listings show what was done to the pool."""
+        self.pool.refresh()
+
+    def define_network(self, xml: str, record: NetworkRecord) -> LabNetwork:
+        """Define a network and start it."""
+        return LabNetwork.define(self.conn, xml, record)
+
+    def define_guest(self, xml: str, name: str) -> Guest:
+        """Define a domain, or define it anew."""
+        return Guest.define(self.conn, xml, name)
+
+    def drop_console_log(self, record: VmRecord) -> None:
+        """Delete the serial console's copy where this user may."""
+        if self.local:
+            with contextlib.suppress(OSError):
+                Path(self.console_log(record)).unlink()
+
+    def console_log(self, record: VmRecord) -> str:
+        """The file that the VM's serial console is copied to."""
+        if self.session:
+            directory = config.private_dir(config.state_dir() / "console")
+            return str(directory / f"{record.domain}.log")
+        return f"/var/log/libvirt/qemu/{record.domain}.console.log"
+
+
+def _network_record(element: object) -> NetworkRecord | None:
+    with contextlib.suppress(ValueError):
+        return metadata.network_record(element)  # type: ignore[arg-type]
+    return None
+
+
+def cpu_virtualizes(cpuinfo: str) -> bool:
+    """Whether /proc/cpuinfo names hardware virtualization (Intel vmx, AMD svm)."""
+    for line in cpuinfo.splitlines():
+        if line.startswith("flags"):
+            return not {"vmx", "svm"}.isdisjoint(line.split())
+    return False
+
+
+@contextmanager
+def connect(uri: str | None = None, accel: str = "auto") -> Iterator[Host]:
+    """Connect to a host.
+
+    Args:
+        uri: a libvirt URI; None leaves the choice to libvirt (LIBVIRT_DEFAULT_URI, then
+            qemu:///system for root and qemu:///session for others).
+        accel: "auto", "kvm" or "tcg".
+
+    Raises:
+        PoclabError: there is no libvirt, or no permission.
+    """
+    try:
+        conn = libvirt.open(uri or _default_uri())
+    except libvirt.libvirtError as error:
+        raise _connection_error(uri, error) from error
+    host = Host(conn, accel)
+    try:
+        if urlsplit(host.uri).scheme.split("+")[0] not in ("qemu", "test"):
+            raise UsageError(
+                f"{host.uri} is no QEMU host", fix="use qemu:///system or qemu:///session"
+            )
+        yield host
+    finally:
+        host.close()
+
+
+def _default_uri() -> str | None:
+    if os.environ.get("LIBVIRT_DEFAULT_URI"):
+        return None
+    return "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
+
+
+def _connection_error(uri: str | None, error: libvirt.libvirtError) -> PoclabError:
+    shown = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or _default_uri() or "libvirt"
+    text = " ".join(str(error).split())
+    fix = "`poclab doctor` checks the host"
+    if os.geteuid() == 0 and shown == "qemu:///session":
+        fix = "root has no session daemon: use -c qemu:///system, or an ordinary user"
+    elif "Failed to connect socket" in text or "No such file" in text:
+        fix = "start libvirt: `systemctl start libvirtd`, without systemd `libvirtd -d`"
+    elif "authentication" in text or "Permission denied" in text:
+        fix = "join the group libvirt (`usermod -aG libvirt USER`), or use -c qemu:///session"
+    elif "no connection driver" in text or "Cannot find" in text:
+        fix = "install libvirt-daemon-system (Debian, Ubuntu) or libvirt-daemon-kvm (Fedora)"
+    return PoclabError(f"cannot connect to {shown}", why=text, fix=fix)

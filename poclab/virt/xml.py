@@ -1,0 +1,250 @@
+"""Domain and network XML from frozen specifications. Pure: no policy, no libvirt.
+
+What the elements mean: https://libvirt.org/formatdomain.html and formatnetwork.html.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
+
+from poclab.model import HostEntry
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+register_namespace("qemu", QEMU_NAMESPACE)
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """A disk of a domain; qcow2 throughout.
+
+    Attributes:
+        path: the disk's file.
+        backing: the files below it, top first; the chain is complete.
+        target: the name libvirt knows it by: `vda`.
+        bus: "virtio", "sata" or "ide".
+        serial: the serial number the guest sees, or None.
+        boot: whether the firmware boots from it.
+    """
+
+    path: str
+    target: str
+    bus: str
+    backing: tuple[str, ...] = ()
+    serial: str | None = None
+    boot: bool = False
+
+
+@dataclass(frozen=True)
+class InterfaceSpec:
+    """A network card on a libvirt network."""
+
+    network: str
+    mac: str
+    model: str
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """All that the XML of a domain says.
+
+    Attributes:
+        name: the domain's name.
+        uuid: its UUID, or None to have libvirt make one.
+        type: "kvm" or "qemu" (TCG).
+        machine: "q35" or "pc".
+        uefi: firmware is UEFI without secure boot; else the machine's BIOS.
+        cpu_mode: a mode of the `<cpu>` element.
+        cpus: virtual CPUs.
+        memory: bytes.
+        clock: "utc" or "localtime".
+        disks: the disks, in order.
+        interfaces: network cards on libvirt networks.
+        qemu_args: arguments handed to QEMU as they are.
+        oem_strings: SMBIOS type 11 strings.
+        console_log: the file the serial console is copied to, or None.
+        usb: whether there is a USB controller with a tablet.
+        virtio: whether random-number generator, agent channel and balloon are virtio devices.
+        metadata: elements of `<metadata>`.
+    """
+
+    name: str
+    uuid: str | None
+    type: str
+    machine: str
+    uefi: bool
+    cpu_mode: str
+    cpus: int
+    memory: int
+    disks: tuple[DiskSpec, ...]
+    interfaces: tuple[InterfaceSpec, ...] = ()
+    qemu_args: tuple[str, ...] = ()
+    oem_strings: tuple[str, ...] = ()
+    console_log: str | None = None
+    clock: str = "utc"
+    usb: bool = False
+    virtio: bool = True
+    metadata: tuple[Element, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that the XML of a network says.
+
+    Attributes:
+        name: the network's name.
+        bridge: the bridge's name, 15 characters at most (IFNAMSIZ).
+        nat: whether guests reach the world through the host; else the network is isolated.
+        gateway: the host's address on it.
+        cidr: its addresses.
+        domain: the DNS domain, answered locally only.
+        hosts: reserved addresses.
+        metadata: elements of `<metadata>`.
+    """
+
+    name: str
+    bridge: str
+    nat: bool
+    gateway: IPv4Address
+    cidr: IPv4Network
+    domain: str
+    hosts: tuple[HostEntry, ...] = ()
+    metadata: tuple[Element, ...] = ()
+
+
+def domain_xml(spec: DomainSpec) -> str:
+    """The XML of a domain."""
+    root = Element("domain", {"type": spec.type})
+    _text(root, "name", spec.name)
+    if spec.uuid:
+        _text(root, "uuid", spec.uuid)
+    if spec.metadata:
+        SubElement(root, "metadata").extend(spec.metadata)
+    _text(root, "memory", str(spec.memory // 1024), unit="KiB")
+    _text(root, "vcpu", str(spec.cpus), placement="static")
+    _os(root, spec)
+    if spec.oem_strings:
+        strings = SubElement(SubElement(root, "sysinfo", {"type": "smbios"}), "oemStrings")
+        for entry in spec.oem_strings:
+            _text(strings, "entry", entry)
+    features = SubElement(root, "features")
+    SubElement(features, "acpi")
+    SubElement(features, "apic")
+    SubElement(root, "cpu", {"mode": spec.cpu_mode})
+    SubElement(root, "clock", {"offset": spec.clock})
+    _text(root, "on_poweroff", "destroy")
+    _text(root, "on_reboot", "restart")
+    _text(root, "on_crash", "destroy")
+    _devices(SubElement(root, "devices"), spec)
+    if spec.qemu_args:
+        line = SubElement(root, f"{{{QEMU_NAMESPACE}}}commandline")
+        for argument in spec.qemu_args:
+            SubElement(line, f"{{{QEMU_NAMESPACE}}}arg", {"value": argument})
+    return _pretty(root)
+
+
+def network_xml(spec: NetworkSpec) -> str:
+    """The XML of a network."""
+    root = Element("network")
+    _text(root, "name", spec.name)
+    if spec.metadata:
+        SubElement(root, "metadata").extend(spec.metadata)
+    if spec.nat:
+        SubElement(root, "forward", {"mode": "nat"})
+    SubElement(root, "bridge", {"name": spec.bridge, "stp": "on", "delay": "0"})
+    SubElement(root, "domain", {"name": spec.domain, "localOnly": "yes"})
+    ip = SubElement(root, "ip", {"address": str(spec.gateway), "prefix": str(spec.cidr.prefixlen)})
+    dhcp = SubElement(ip, "dhcp")
+    dhcp.extend(_host(entry) for entry in spec.hosts)
+    return _pretty(root)
+
+
+def host_xml(entry: HostEntry) -> str:
+    """The XML of one reservation, for virNetworkUpdate."""
+    return tostring(_host(entry), encoding="unicode")
+
+
+def _host(entry: HostEntry) -> Element:
+    return Element("host", {"mac": entry.mac, "name": entry.name, "ip": str(entry.ip)})
+
+
+def _os(root: Element, spec: DomainSpec) -> None:
+    os = SubElement(root, "os", {"firmware": "efi"} if spec.uefi else {})
+    _text(os, "type", "hvm", arch="x86_64", machine=spec.machine)
+    if spec.uefi:
+        # Left alone, autoselection takes the secure-boot build, which refuses unsigned loaders.
+        firmware = SubElement(os, "firmware")
+        SubElement(firmware, "feature", {"enabled": "no", "name": "secure-boot"})
+    if spec.oem_strings:
+        SubElement(os, "smbios", {"mode": "sysinfo"})
+
+
+def _devices(devices: Element, spec: DomainSpec) -> None:
+    for disk in spec.disks:
+        devices.append(_disk(disk))
+    for interface in spec.interfaces:
+        devices.append(_interface(interface))
+    _console(devices, spec)
+    if spec.virtio:
+        channel = SubElement(devices, "channel", {"type": "unix"})
+        SubElement(channel, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
+        rng = SubElement(devices, "rng", {"model": "virtio"})
+        _text(rng, "backend", "/dev/urandom", model="random")
+    if spec.usb:
+        SubElement(devices, "input", {"type": "tablet", "bus": "usb"})
+    else:
+        SubElement(devices, "controller", {"type": "usb", "model": "none"})
+    # No TCP port: a viewer gets its connection from libvirt (virt-viewer --attach).
+    graphics = SubElement(devices, "graphics", {"type": "vnc"})
+    SubElement(graphics, "listen", {"type": "none"})
+    SubElement(SubElement(devices, "video"), "model", {"type": "vga"})
+    balloon = {"model": "virtio", "freePageReporting": "on"} if spec.virtio else {"model": "none"}
+    SubElement(devices, "memballoon", balloon)
+
+
+def _disk(disk: DiskSpec) -> Element:
+    element = Element("disk", {"type": "file", "device": "disk"})
+    SubElement(element, "driver", {"name": "qemu", "type": "qcow2", "discard": "unmap"})
+    SubElement(element, "source", {"file": disk.path})
+    level = element
+    for path in disk.backing:
+        level = SubElement(level, "backingStore", {"type": "file"})
+        SubElement(level, "format", {"type": "qcow2"})
+        SubElement(level, "source", {"file": path})
+    SubElement(level, "backingStore")  # ends the chain: nothing is probed
+    SubElement(element, "target", {"dev": disk.target, "bus": disk.bus})
+    if disk.serial:
+        _text(element, "serial", disk.serial)
+    if disk.boot:
+        SubElement(element, "boot", {"order": "1"})
+    return element
+
+
+def _interface(interface: InterfaceSpec) -> Element:
+    element = Element("interface", {"type": "network"})
+    SubElement(element, "mac", {"address": interface.mac})
+    SubElement(element, "source", {"network": interface.network})
+    SubElement(element, "model", {"type": interface.model})
+    SubElement(element, "rom", {"enabled": "no"})  # no network boot: it only costs time
+    return element
+
+
+def _console(devices: Element, spec: DomainSpec) -> None:
+    serial = SubElement(devices, "serial", {"type": "pty"})
+    if spec.console_log:
+        SubElement(serial, "log", {"file": spec.console_log, "append": "off"})
+    SubElement(serial, "target", {"port": "0"})
+    console = SubElement(devices, "console", {"type": "pty"})
+    SubElement(console, "target", {"type": "serial", "port": "0"})
+
+
+def _text(parent: Element, name: str, text: str, **attributes: str) -> Element:
+    element = SubElement(parent, name, attributes)
+    element.text = text
+    return element
+
+
+def _pretty(root: Element) -> str:
+    indent(root)
+    return tostring(root, encoding="unicode") + "\n"
