@@ -12,7 +12,7 @@ count() {
     echo $visits
 }
 exec 9>$COUNTER.lock
-flock -w 10 9
+/usr/bin/flock -w 10 9
 visits=$(count)
 exec 9>&-
 
