@@ -89,8 +89,9 @@ def orphans(host: Host) -> list[Orphan]:
     """All that interrupted commands left; after a rerun of the command there is nothing."""
     vms = host.vms()
     names = host.pool.names()
+    foreign = host.foreign().domains
     labs = {name.split(".")[1] for name in names if name.startswith(("overlay.", "scratch."))}
-    disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms)]
+    disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign)]
     store = Store(host.pool, host.uri)
     return [
         *(Orphan("volume", name, "no VM stands on it") for name in disks),

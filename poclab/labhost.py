@@ -73,7 +73,8 @@ class LabHost:
     def sweep(self) -> None:
         """Delete system disks and passing data disks of this lab that no VM stands on."""
         vms = self.host.vms()
-        for name in garbage(self.lab, self.host.pool.names(), vms):
+        foreign = self.host.foreign().domains
+        for name in garbage(self.lab, self.host.pool.names(), vms, foreign):
             events.step("delete", volume=name)
             self.host.pool.delete(name)
         for vm in vms:

@@ -38,7 +38,7 @@ from poclab.records import (
     remade,
     shrunk,
 )
-from poclab.virt.design import DISK_LIMIT, reservations
+from poclab.virt.design import DISK_LIMIT, SESSION_NIC_LIMIT, reservations
 
 
 class Verb(StrEnum):
@@ -228,6 +228,10 @@ class _Planner:
             if len(target.disks) >= limit:
                 found.append(
                     f"{vm.name}: profile {target.profile.value} has room for {limit - 1} data disks"
+                )
+            if self.observed.session and len(target.nics) > SESSION_NIC_LIMIT:
+                found.append(
+                    f"{vm.name}: qemu:///session has room for {SESSION_NIC_LIMIT} networks"
                 )
             found += [f"{vm.name}: {line}" for line in shrunk(self.existing.get(vm.name), vm)]
         if not self.observed.session:

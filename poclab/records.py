@@ -50,7 +50,9 @@ def volumes(record: VmRecord) -> set[str]:
     return {record.overlay, *(data_volume(record, disk) for disk in record.disks)}
 
 
-def garbage(lab: str, names: Iterable[str], vms: Iterable[ObservedVm]) -> list[str]:
+def garbage(
+    lab: str, names: Iterable[str], vms: Iterable[ObservedVm], foreign: Iterable[str] = ()
+) -> list[str]:
     """Volumes of a lab that no VM stands on and that nobody was promised to keep.
 
     Only system disks and data disks without `keep` are ever garbage: a kept data disk has a
@@ -60,6 +62,7 @@ def garbage(lab: str, names: Iterable[str], vms: Iterable[ObservedVm]) -> list[s
         lab: the lab's name.
         names: the volumes there are.
         vms: the VMs there are; both their defined and their running disks count.
+        foreign: domains whose record cannot be read; what carries their name is left alone.
     """
     used: set[str] = set()
     for vm in vms:
@@ -67,7 +70,12 @@ def garbage(lab: str, names: Iterable[str], vms: Iterable[ObservedVm]) -> list[s
         if vm.live:
             used |= volumes(vm.live)
     prefixes = (f"overlay.{lab}.", f"scratch.{lab}.")
-    return [name for name in names if name.startswith(prefixes) and name not in used]
+    left_alone = tuple(f"{kind}.{name}." for name in foreign for kind in ("overlay", "scratch"))
+    return [
+        name
+        for name in names
+        if name.startswith(prefixes) and name not in used and not name.startswith(left_alone)
+    ]
 
 
 def shrunk(found: ObservedVm | None, vm: Vm) -> Iterator[str]:

@@ -247,14 +247,26 @@ def _pump(stream: IO[bytes], on_line: Callable[[str], None], log: Path | None) -
 
 
 def _end_group(process: subprocess.Popen[bytes], patience: float = 10) -> None:
+    """End every process of the group, also those that outlive their leader."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signum)
         limit = time.monotonic() + patience
         while time.monotonic() < limit:
-            if process.poll() is not None:
+            process.poll()
+            if not _group_lives(process.pid):
                 return
             time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # members run as another user (sudo)
+        return True
+    return True
 
 
 _current: Runner = Runner()

@@ -60,6 +60,7 @@ def listing(tar: Path) -> Members:
         PoclabError: a name could lead out of the tree, occurs twice or cannot be handled.
     """
     members: Members = {}
+    _check_end(tar)
     with opened(tar) as archive:
         for member in archive:
             name = _safe(member.name)
@@ -69,6 +70,14 @@ def listing(tar: Path) -> Members:
             members[name] = member
     _check(members)
     return members
+
+
+def _check_end(tar: Path) -> None:
+    """A tar file ends with two blocks of zeros (POSIX pax); tarfile does without them."""
+    with tar.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
+        if file.read() != bytes(1024):
+            raise PoclabError("the exported image cannot be read", why="it is cut off")
 
 
 def _safe(raw: str) -> str:

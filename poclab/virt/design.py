@@ -163,6 +163,11 @@ def _disks(
 
 # --- networks of qemu:///session ---------------------------------------------------------
 
+# PCI slots for cards that libvirt does not know of: it fills the root bus from below, and the
+# chipset's own functions begin at 0x1b.
+FIRST_SLOT = 0x10
+SESSION_NIC_LIMIT = 10
+
 # QEMU's user network is on 10.0.2.0/24 unless told otherwise; a lab may use that itself.
 USER_NETWORKS = tuple(
     IPv4Network(text) for text in ("10.0.2.0/24", "172.31.254.0/24", "192.168.254.0/24")
@@ -180,20 +185,24 @@ def session_network(record: VmRecord, traits: HostTraits) -> Iterable[str]:
     device = DEVICES[record.profile].nic_device
     nat = any(nic.mode is not Mode.ISOLATED for nic in record.nics)
     options = ["user", "id=poclabuser", f"net={user_network(record.nics)}"]
+    options.append(f"hostname={record.name}")  # what QEMU's DHCP server tells the guest
     if not nat and record.nics:
         options.append("restrict=on")
     options += [f"hostfwd=tcp:127.0.0.1:{f.host}-:{f.guest}" for f in record.forwards]
     yield from ("-netdev", ",".join(options))
-    yield from ("-device", _card(device, "poclabuser", mac(record.lab, record.name, "")))
+    address = mac(record.lab, record.name, "")
+    yield from ("-device", _card(device, "poclabuser", address, FIRST_SLOT, record.profile))
     for index, nic in enumerate(record.nics):
         group, port = segment(traits.owner, record.lab, nic.network)
         name = f"poclab{index}"
         netdev = f"socket,id={name},mcast={group}:{port},localaddr=127.0.0.1"
-        yield from ("-netdev", netdev, "-device", _card(device, name, nic.mac))
+        card = _card(device, name, nic.mac, FIRST_SLOT + 1 + index, record.profile)
+        yield from ("-netdev", netdev, "-device", card)
 
 
-def _card(device: str, netdev: str, address: str) -> str:
-    return f"{device},netdev={netdev},mac={address},romfile="
+def _card(device: str, netdev: str, address: str, slot: int, profile: Profile) -> str:
+    bus = "pcie.0" if DEVICES[profile].machine == "q35" else "pci.0"
+    return f"{device},netdev={netdev},mac={address},romfile=,bus={bus},addr={slot:#x}"
 
 
 def user_network(nics: Iterable[NicRecord]) -> IPv4Network:

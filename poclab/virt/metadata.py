@@ -102,7 +102,8 @@ def vm_record(element: Element) -> VmRecord:
     Raises:
         ValueError: it is not one this program wrote (another format, a part missing).
     """
-    if element.tag != _q("vm") or element.get("format") != FORMAT:
+    element = _bare(element)
+    if element.tag != "vm" or element.get("format") != FORMAT:
         raise ValueError(f"metadata of another format: {element.get('format')}")
     version = _one(element, "version")
     hardware = _one(element, "hardware")
@@ -156,7 +157,8 @@ def network_record(element: Element) -> NetworkRecord:
     Raises:
         ValueError: it is not one this program wrote.
     """
-    if element.tag != _q("network") or element.get("format") != FORMAT:
+    element = _bare(element)
+    if element.tag != "network" or element.get("format") != FORMAT:
         raise ValueError(f"metadata of another format: {element.get('format')}")
     try:
         return NetworkRecord(
@@ -180,16 +182,24 @@ def find(xml: str, kind: str) -> Element | None:
 
 
 def text(element: Element) -> str:
-    """The element as text, for virDomainSetMetadata."""
-    return tostring(element, encoding="unicode")
+    """The element as text for virDomainSetMetadata, which puts the namespace in itself."""
+    return tostring(_bare(element), encoding="unicode")
+
+
+def _bare(element: Element) -> Element:
+    """The element without namespaces: virDomainGetMetadata takes them away, the XML has them."""
+    bare = Element(element.tag.rpartition("}")[2], element.attrib)
+    bare.text = element.text
+    bare.extend(_bare(child) for child in element)
+    return bare
 
 
 def _all(element: Element, name: str) -> Iterable[Element]:
-    return element.iterfind(_q(name))
+    return element.iterfind(name)
 
 
 def _one(element: Element, name: str) -> Element:
-    found = element.find(_q(name))
+    found = element.find(name)
     if found is None:
         raise ValueError(f"metadata without {name}")
     return found

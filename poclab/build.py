@@ -1,0 +1,288 @@
+"""`poclab image build`: from an image's directory to a published version."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from poclab import config, container, disk, events, lock
+from poclab.builders.base import BuildRequest
+from poclab.builders.choose import builder_for
+from poclab.container import ImageInfo
+from poclab.errors import PoclabError, UsageError
+from poclab.imagefile import ImageFile
+from poclab.model import Origin, Ref, Version
+from poclab.names import check_tag
+from poclab.run import CommandFailed, runner
+from poclab.store import Store
+from poclab.units import format_seconds
+
+LOGS_KEPT = 10  # an image
+_STEP = re.compile(r"^STEP ([0-9]+)/([0-9]+): (.+)$")
+# Labels that say what an image is (OCI image specification, annotations.md).
+_OCI = "org.opencontainers.image."
+
+
+def build_image(
+    store: Store,
+    definition: ImageFile,
+    tag: str,
+    *,
+    uri: str,
+    build_args: Mapping[str, str] | None = None,
+    builder: str | None = None,
+    no_cache: bool = False,
+) -> Version:
+    """Build a version of an image: container image, bootable disk, published version.
+
+    Whatever goes wrong, nothing is published and the work directory goes; the log stays. What
+    a killed build left is removed by the next one.
+
+    Args:
+        store: where the version goes.
+        definition: what to build.
+        tag: the version's tag.
+        uri: the libvirt connection of the store; two builds of one version exclude each other.
+        build_args: build arguments; they go before the definition's.
+        builder: a disk builder's name in place of the definition's.
+        no_cache: build every layer anew.
+
+    Raises:
+        UsageError: the definition and the arguments cannot be built.
+        PoclabError: the version exists, or the build failed; the message names the log.
+    """
+    ref = Ref(definition.name, check_tag(tag))
+    if build_args and definition.container is not None:
+        raise UsageError(
+            f"{ref.image} takes no build arguments",
+            why=f"its container image is taken as it is: {definition.container}",
+        )
+    store.refuse_existing(ref)
+    doing = f"poclab image build {ref.image} --tag {ref.tag}"
+    with lock.hold(str(ref), uri=uri, doing=doing, kind="image"):
+        # Again: another build of it may have ended while this one waited to begin.
+        store.refuse_existing(ref)
+        log = new_log(ref)
+        build = _Build(store, definition, ref, log)
+        with _naming(log):
+            return build.run(dict(build_args or {}), builder or definition.builder, no_cache)
+
+
+class _Build:
+    """One build."""
+
+    def __init__(self, store: Store, definition: ImageFile, ref: Ref, log: Path) -> None:
+        self._store = store
+        self._definition = definition
+        self._ref = ref
+        self._log = log
+        self._times: list[str] = []
+
+    def run(self, build_args: Mapping[str, str], builder_name: str, no_cache: bool) -> Version:
+        """Do it all."""
+        begin = time.monotonic()
+        definition = self._definition
+        for name in container.remove_leftovers():
+            events.debug(f"removed container {name}, left by an interrupted build")
+        with self._store.workdir() as work:
+            args = definition.build_args_for(self._ref.tag) | dict(build_args)
+            with self._timed("container image"):
+                image = self._container_image(args, no_cache)
+            builder, reason = builder_for(
+                builder_name,
+                image,
+                user=definition.user,
+                builder_image=definition.builder_image,
+            )
+            events.note(f"disk builder: {builder.name} ({reason})")
+            builder.check()
+            with self._timed("disk"):
+                built = builder.build(self._request(image, work))
+            with self._timed("check"):
+                events.step("check the disk", disk=str(built.disk))
+                size = verified_size(built.disk)
+            inputs = dict(built.inputs) | {"image_id": image.id}
+            if args:
+                inputs["build_args"] = " ".join(f"{k}={v}" for k, v in sorted(args.items()))
+            with self._timed("publish"):
+                version = self._store.publish(
+                    self._ref,
+                    built.disk,
+                    virtual_size=size,
+                    profile=definition.profile,
+                    origin=Origin("built", image.name, image.digest, builder.name, inputs),
+                    user=definition.user,
+                    labels={k: v for k, v in image.labels.items() if k.startswith(_OCI)},
+                )
+        total = format_seconds(time.monotonic() - begin)
+        events.note(f"built {self._ref} in {total} ({', '.join(self._times)})")
+        return version
+
+    def _container_image(self, args: Mapping[str, str], no_cache: bool) -> ImageInfo:
+        definition = self._definition
+        name = f"localhost/poclab/{self._ref}"
+        if definition.container is not None:
+            return self._existing(definition.container, name)
+        if definition.containerfile is None:
+            raise UsageError(f"{definition.name} has neither a Containerfile nor a container image")
+        events.step("build the container image", image=name)
+        return container.build(
+            definition.directory,
+            definition.containerfile,
+            name,
+            args,
+            _podman_line,
+            self._log,
+            no_cache,
+        )
+
+    def _existing(self, reference: str, name: str) -> ImageInfo:
+        """The container image of the definition, pulled unless it is there."""
+        if not container.exists(reference):
+            events.step("pull the container image", image=reference)
+            lines: list[str] = []
+
+            def line(text: str) -> None:
+                lines.append(text)
+                _podman_line(text)
+
+            argv = [*container.podman(), "pull", "--", reference]
+            code = runner().stream(argv, line, log=self._log)
+            if code != 0:
+                said = [text for text in lines if text.strip()]
+                errors = [text for text in said if text.lower().startswith("error")]
+                raise PoclabError(
+                    f"{reference} cannot be pulled (log: {self._log})",
+                    why=(errors or said or [f"exit status {code}"])[-1].strip()[:400],
+                    fix="check its name and that its registry can be reached, or load it "
+                    "first: podman load --input FILE",
+                )
+        image = container.inspect(reference)
+        if "@" not in reference:
+            return image
+        # A name with a digest cannot be given to an image in another storage.
+        try:
+            runner().run([*container.podman(), "tag", image.id, name], timeout=60)
+        except CommandFailed as error:
+            raise PoclabError("podman tag failed", why=error.result.last_line) from error
+        return ImageInfo(image.id, name, image.digest, image.labels, image.size)
+
+    def _request(self, image: ImageInfo, work: Path) -> BuildRequest:
+        definition = self._definition
+        return BuildRequest(
+            image=image.name,
+            image_id=image.id,
+            workdir=work,
+            log=self._log,
+            rootfs=definition.rootfs,
+            disk_size=definition.disk,
+            kernel_args=definition.kernel_args,
+            blueprint=definition.blueprint,
+            builder_image=definition.builder_image,
+            builder_args=definition.builder_args,
+        )
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self._times.append(f"{what} {format_seconds(time.monotonic() - begin)}")
+
+
+def _podman_line(text: str) -> None:
+    if step := _STEP.match(text):
+        events.progress(step[3], float(step[1]), float(step[2]))
+    elif text.strip():
+        events.progress(text.strip())
+
+
+# --- the disk ---------------------------------------------------------------------------
+
+
+def verified_size(path: Path) -> int:
+    """Check a disk that a builder made.
+
+    Returns:
+        Bytes the guest sees.
+
+    Raises:
+        PoclabError: it is no sound qcow2 file of its own, or has no GPT.
+    """
+    info = disk.inspect(path, "qcow2")
+    disk.check(path)
+    # UEFI 2.10, 5.3.2: the GPT's header is the second sector and begins with this signature.
+    if _head(path)[512:520] != b"EFI PART":
+        raise PoclabError(
+            "the builder made a disk without a partition table",
+            why="there is no GPT",
+            fix="see the log for what it did",
+        )
+    return info.virtual_size
+
+
+def _head(path: Path) -> bytes:
+    """The first two sectors of a qcow2 disk."""
+    head = path.with_name(f"{path.name}.head")
+    argv = ["qemu-img", "dd", "-f", "qcow2", "-O", "raw", "bs=512", "count=2"]
+    try:
+        runner().run([*argv, f"if={path.absolute()}", f"of={head.absolute()}"], timeout=60)
+        return head.read_bytes()
+    except CommandFailed as error:
+        raise PoclabError("the disk cannot be read", why=error.result.last_line) from error
+    finally:
+        head.unlink(missing_ok=True)
+
+
+# --- the log ----------------------------------------------------------------------------
+
+
+def new_log(ref: Ref) -> Path:
+    """Begin the log of a build, and remove the oldest ones of its image.
+
+    Its name is `build-IMAGE.TAG-TIME-PID.log`: an image's name holds no dot.
+    """
+    directory = config.private_dir(config.state_dir() / "logs")
+    old = sorted(directory.glob(f"build-{ref.image}.*.log"), key=_age)
+    for path in old[: max(0, len(old) - LOGS_KEPT + 1)]:
+        path.unlink(missing_ok=True)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    # A tag may have 128 characters, which with the rest is below the 255 of a file's name.
+    log = directory / f"build-{ref.image}.{ref.tag}-{stamp}-{os.getpid()}.log"
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"poclab image build {ref.image} --tag {ref.tag}\n")
+    events.debug(f"log: {log}")
+    return log
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+@contextmanager
+def _naming(log: Path) -> Iterator[None]:
+    """Have every failure's message name the log, which gets the failure too."""
+    try:
+        yield
+    except PoclabError as error:
+        _note(log, str(error))
+        if not isinstance(error, UsageError) and str(log) not in str(error):
+            error.what = f"{error.what} (log: {log})"
+        raise
+    except BaseException as error:
+        _note(log, f"ended by {type(error).__name__}")
+        raise
+
+
+def _note(log: Path, text: str) -> None:
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        events.debug(f"{log} cannot be written: {error}")
