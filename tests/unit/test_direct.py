@@ -1,0 +1,356 @@
+"""The parts of the direct builder: kernels, file trees, partitions, the file system."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from poclab import disk
+from poclab.builders import direct, esp, rootfs
+from poclab.builders.base import BuildRequest
+from poclab.builders.direct import Direct
+from poclab.builders.kernel import Bootable, Kernel, check_bootable, find_bootable, find_kernel
+from poclab.errors import PoclabError, UsageError
+from poclab.run import Runner, using
+from poclab.units import MIB
+from tests.support import oddtree
+
+# --- kernels ----------------------------------------------------------------------------
+
+BOOTC = ["usr/lib/modules/6.12/vmlinuz", "usr/lib/modules/6.12/initramfs.img"]
+DEBIAN = ["boot/vmlinuz-6.1.0-2-amd64", "boot/initrd.img-6.1.0-2-amd64"]
+
+
+@pytest.mark.parametrize(
+    ("names", "kernel"),
+    [
+        (BOOTC, Kernel("6.12", *BOOTC)),
+        ([f"/{name}" for name in BOOTC], Kernel("6.12", *BOOTC)),
+        ([f"./{name}" for name in DEBIAN], Kernel("6.1.0-2-amd64", *DEBIAN)),
+        (["boot/vmlinuz-virt", "boot/initramfs-virt"],
+         Kernel("virt", "boot/vmlinuz-virt", "boot/initramfs-virt")),
+        (["usr/lib/modules/6.12/vmlinuz", "boot/initramfs-6.12.img"],
+         Kernel("6.12", "usr/lib/modules/6.12/vmlinuz", "boot/initramfs-6.12.img")),
+        ([*BOOTC, "boot/vmlinuz-6.12", "boot/initramfs-6.12.img"], Kernel("6.12", *BOOTC)),
+        (["boot/vmlinuz", "boot/initrd.img"], Kernel("", "boot/vmlinuz", "boot/initrd.img")),
+        (["vmlinuz", "boot/vmlinuz", *DEBIAN], Kernel("6.1.0-2-amd64", *DEBIAN)),
+    ],
+)  # fmt: skip
+def test_find_kernel(names: list[str], kernel: Kernel) -> None:
+    assert find_kernel(["etc/passwd", "usr/share/doc/vmlinuz-6", *names]) == kernel
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["etc/passwd"], "has no kernel"),
+        (["usr/lib/modules/6.12/initramfs.img"], "has no kernel"),
+        (BOOTC[:1], "no initramfs for its kernel 6.12"),
+        ([*DEBIAN[:1], "boot/initrd.img-5.10"], "no initramfs for its kernel 6.1.0-2-amd64"),
+        (["boot/vmlinuz"], "no initramfs for its kernel\n"),
+        ([*BOOTC, *DEBIAN], "has 2 kernels: 6.1.0-2-amd64, 6.12"),
+    ],
+)
+def test_no_kernel_to_boot(names: list[str], message: str) -> None:
+    with pytest.raises(PoclabError) as error:
+        find_kernel(names)
+    assert message in str(error.value)
+    assert error.value.fix
+
+
+def test_bootc_looks_beside_the_modules_alone() -> None:
+    assert find_kernel([*BOOTC, *DEBIAN], bootc=True) == Kernel("6.12", *BOOTC)
+    with pytest.raises(PoclabError, match="no kernel"):
+        find_kernel(DEBIAN, bootc=True)
+    with pytest.raises(PoclabError, match=r"no /usr/lib/modules/6.12/initramfs.img"):
+        find_kernel([BOOTC[0], "boot/initramfs-6.12.img"], bootc=True)
+
+
+def test_find_init() -> None:
+    kernel = Kernel("6.12", *BOOTC)
+    assert find_bootable([*BOOTC, "sbin/init"], []) == Bootable(kernel, "")
+    assert find_bootable(BOOTC, ["usr/sbin/init"]) == Bootable(kernel, "")
+    systemd = "usr/lib/systemd/systemd"
+    assert find_bootable([*BOOTC, systemd], []) == Bootable(kernel, f"/{systemd}")
+    assert find_bootable(BOOTC, [], ["quiet", "init=/x"]) == Bootable(kernel, "")
+    with pytest.raises(PoclabError, match="has no init"):
+        find_bootable(BOOTC, ["sbin"])
+
+
+def test_check_bootable_reads_a_tar_file(tmp_path: Path) -> None:
+    found = check_bootable(oddtree.write(tmp_path / "t.tar"))
+    assert found.kernel.version == oddtree.KVER
+    with pytest.raises(PoclabError, match="has no kernel"):
+        check_bootable(oddtree.write(tmp_path / "u.tar", kernel=False))
+    (tmp_path / "v.tar").write_bytes(b"no tar file at all")
+    with pytest.raises(PoclabError, match="cannot be read"):
+        check_bootable(tmp_path / "v.tar")
+
+
+# --- file trees -------------------------------------------------------------------------
+
+
+def tar_of(path: Path, *members: tuple[str, bytes, str]) -> Path:
+    """A tar file of (name, type, link target)."""
+    with tarfile.open(path, "w") as tar:
+        for name, kind, target in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member, io.BytesIO())
+    return path
+
+
+F, D, S, H = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+
+
+@pytest.mark.parametrize(
+    ("members", "why"),
+    [
+        ([("../x", F, "")], "holds .."),
+        ([("a/../../x", F, "")], "holds .."),
+        ([("/etc/x", F, "")], "begins with /"),
+        ([("a\nsif / mode 0", F, "")], "line break"),
+        ([("a\rb", F, "")], "line break"),
+        ([("a", S, "/etc"), ("a/passwd", F, "")], "not a directory"),
+        ([("a/passwd", F, ""), ("a", S, "/etc")], "not a directory"),
+        ([("a", F, ""), ("a/b", F, "")], "not a directory"),
+        ([("a", F, ""), ("./a", F, "")], "twice"),
+        ([("a", D, ""), ("a", S, "/etc")], "twice"),
+        ([("a", H, "/etc/shadow")], "begins with /"),
+        ([("a", H, "../etc/shadow")], "holds .."),
+        ([("a", H, "none")], "hard link"),
+        ([("d", D, ""), ("a", H, "d")], "hard link"),
+        ([("a", b"V", "")], "its type"),
+    ],
+)
+def test_refuses_hostile_trees(
+    members: list[tuple[str, bytes, str]], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PoclabError, match=re.escape(why)):
+        rootfs.listing(tar_of(tmp_path / "t.tar", *members))
+    assert [path.name for path in tmp_path.iterdir()] == ["t.tar"]
+
+
+def test_a_missing_parent_is_made_and_mount_points_are_added(tmp_path: Path) -> None:
+    members = rootfs.listing(tar_of(tmp_path / "t.tar", ("a/b/c", F, ""), ("run", S, "x")))
+    rootfs.complete(members, 7)
+    assert members["a"].isdir()
+    assert members["a/b"].isdir()
+    assert members[""].isdir()
+    assert members["run"].issym()
+    assert members["tmp"].mode == 0o1777
+
+
+def test_a_cut_tar_file_is_an_error(tmp_path: Path) -> None:
+    tar = oddtree.write(tmp_path / "t.tar", extra=50)
+    for size in range(tar.stat().st_size // 2, 0, -7936):
+        os.truncate(tar, size)
+        with pytest.raises(PoclabError, match="cannot be read"):
+            rootfs.listing(tar)
+
+
+def test_unpacked_files_are_private_and_links_are_not_followed(tmp_path: Path) -> None:
+    tar = oddtree.write(tmp_path / "t.tar")
+    rootfs.unpack(tar, rootfs.listing(tar), tmp_path / "tree")
+    tree = tmp_path / "tree"
+    assert (tree / "usr/bin/sudo").stat().st_mode & 0o7777 == 0o600
+    assert (tree / "etc/shadow").samefile(tree / "etc/gshadow")
+    assert (tree / "home/u/dangling").readlink() == Path("/nowhere/else")
+    assert not (tree / "odd/fifo").exists()
+
+
+def ext4(work: Path, tar: Path, size: int = 32 * MIB) -> Path:
+    """An ext4 of a tar file in a file of its own, at an offset."""
+    work.mkdir()
+    members = rootfs.listing(tar)
+    rootfs.complete(members, oddtree.MTIME)
+    rootfs.unpack(tar, members, work / "tree")
+    (work / "disk").touch()
+    os.truncate(work / "disk", MIB + size)
+    uuid = "11111111-2222-3333-4444-555555555555"
+    rootfs.make_ext4(
+        work, "disk", "tree", offset=MIB, size=size, uuid=uuid, files=len(members),
+        epoch=oddtree.MTIME,
+    )  # fmt: skip
+    (work / "xattrs").mkdir()
+    script = rootfs.debugfs_script(members, work / "tree", work / "xattrs")
+    rootfs.apply_script(work, "disk", MIB, script, oddtree.MTIME)
+    return work / "disk"
+
+
+def in_child_as_nobody(action: Callable[[], object]) -> None:
+    """Run something as a user without privileges: nobody if this is root, else this user."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_file_system_is_the_same_for_every_user_and_every_time(tmp_path: Path) -> None:
+    tar = oddtree.write(tmp_path / "t.tar", extra=200)
+    open_to_all = tmp_path
+    while open_to_all != Path("/tmp") and open_to_all.stat().st_uid == os.geteuid():
+        open_to_all.chmod(0o755)
+        open_to_all = open_to_all.parent
+    common = tmp_path / "common"
+    common.mkdir()
+    common.chmod(0o777)
+    first = disk.sha256(ext4(tmp_path / "a", tar))
+    in_child_as_nobody(lambda: ext4(common / "b", tar))
+    assert disk.sha256(common / "b/disk") == first
+    assert disk.sha256(ext4(tmp_path / "c", tar)) == first
+
+
+def test_the_host_s_own_xattrs_stay_on_the_host(tmp_path: Path) -> None:
+    tar = oddtree.write(tmp_path / "t.tar")
+    members = rootfs.listing(tar)
+    tree, values = tmp_path / "tree", tmp_path / "values"
+    rootfs.unpack(tar, members, tree)
+    values.mkdir()
+    os.setxattr(tree / "etc/shadow", "user.host", b"label")
+    assert 'ea_rm "/etc/shadow" "user.host"' in rootfs.debugfs_script(members, tree, values)
+
+
+def test_files_that_do_not_fit(tmp_path: Path) -> None:
+    tar = oddtree.write(tmp_path / "t.tar", extra=6000)
+    with pytest.raises(PoclabError, match="do not fit"):
+        ext4(tmp_path / "a", tar, 8 * MIB)
+
+
+def test_a_failing_debugfs_command_is_an_error(tmp_path: Path) -> None:
+    made = ext4(tmp_path / "a", oddtree.write(tmp_path / "t.tar"))
+    with pytest.raises(PoclabError, match="debugfs failed"):
+        rootfs.apply_script(made.parent, made.name, MIB, ['sif "/none" uid 1'], 1)
+
+
+# --- partitions and loader --------------------------------------------------------------
+
+IDS = {
+    "disk_id": "00000001-0000-4000-8000-000000000000",
+    "esp_id": "00000002-0000-4000-8000-000000000000",
+    "root_id": "00000003-0000-4000-8000-000000000000",
+}
+
+
+def test_partition_table_and_loader(tmp_path: Path) -> None:
+    arch = esp.host_arch()
+    layout = esp.Layout(64 * MIB, 100 * MIB)
+    made = tmp_path / "disk.raw"
+    esp.write_gpt(made, layout, arch, **IDS)
+    assert made.stat().st_size == layout.disk_size == 166 * MIB
+    assert b"No errors" in run("sfdisk", "--verify", made)
+    table = run("sfdisk", "--dump", made).decode()
+    assert re.search(
+        r"start= *2048, size= *131072, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B", table
+    )
+    assert re.search(rf"start= *133120, size= *204800, type={arch.root_type}", table)
+    for name in ("kernel", "initrd", "loader"):
+        (tmp_path / name).write_bytes(name.encode() * 999)
+    (tmp_path / "scratch").mkdir()
+    files = esp.loader_files(
+        arch, tmp_path / "loader", tmp_path / "kernel", tmp_path / "initrd",
+        "root=UUID=x rw quiet", tmp_path / "scratch", oddtree.MTIME,
+    )  # fmt: skip
+    esp.write_esp(made, layout, files, serial="12345678", epoch=oddtree.MTIME)
+    image = f"{made}@@1M"
+    assert run("mtype", "-i", image, f"::/EFI/BOOT/{arch.removable}") == b"loader" * 999
+    assert run("mtype", "-i", image, "::/vmlinuz") == b"kernel" * 999
+    assert run("mtype", "-i", image, "::/initrd.img") == b"initrd" * 999
+    entry = run("mtype", "-i", image, "::/loader/entries/poclab.conf").decode()
+    assert entry.splitlines()[1:] == [
+        "linux /vmlinuz", "initrd /initrd.img", "options root=UUID=x rw quiet",
+    ]  # fmt: skip
+    assert b"timeout 0" in run("mtype", "-i", image, "::/loader/loader.conf")
+    with made.open("rb") as source, (tmp_path / "fat").open("wb") as target:
+        source.seek(MIB)
+        target.write(source.read(layout.esp_size))
+    assert b"FAT32" in run("minfo", "-i", tmp_path / "fat", "::")
+    run("fsck.fat", "-n", tmp_path / "fat")
+
+
+def run(*argv: str | Path) -> bytes:
+    env = dict(os.environ, PATH=os.environ["PATH"] + ":/usr/sbin:/sbin", TZ="UTC")
+    done = subprocess.run(
+        list(map(str, argv)), capture_output=True, env=env, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_esp_grows_with_its_files(tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.touch()
+    assert esp.esp_size([big]) == 64 * MIB
+    os.truncate(big, 100 * MIB)
+    assert 110 * MIB <= esp.esp_size([big]) <= 120 * MIB
+    assert esp.esp_size([big]) % MIB == 0
+
+
+# --- what the builder refuses -----------------------------------------------------------
+
+
+def request(tmp_path: Path, **more: object) -> BuildRequest:
+    return BuildRequest("x", "0" * 64, tmp_path, tmp_path / "log", **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rootfs": "xfs"},
+        {"rootfs": "../x"},
+        {"blueprint": Path("config.toml")},
+        {"builder_image": "x"},
+        {"builder_args": ("--in-vm",)},
+        {"kernel_args": ("a\ninitrd /x",)},
+    ],
+)
+def test_requests_it_cannot_serve(more: dict[str, object], tmp_path: Path) -> None:
+    class Untouched(Runner):
+        def run(self, *args: object, **options: object) -> None:  # type: ignore[override]
+            raise AssertionError("a process was started")
+
+    with using(Untouched()), pytest.raises(UsageError):
+        Direct().build(request(tmp_path, **more))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_program_is_named_with_its_package() -> None:
+    class Without(Runner):
+        def which(self, program: str) -> str | None:
+            return None if program == "mcopy" else "/usr/bin/" + program
+
+    with using(Without()), pytest.raises(PoclabError, match="mcopy is not installed") as error:
+        Direct().check()
+    assert "mtools" in error.value.fix
+
+
+def test_unknown_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "vax")
+    with pytest.raises(PoclabError, match="no disks for vax"):
+        Direct().check()
+
+
+def test_no_room_for_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from poclab.container import ImageInfo
+
+    monkeypatch.setattr(
+        "poclab.container.inspect", lambda name: ImageInfo("0" * 64, name, size=10**18)
+    )
+    with pytest.raises(PoclabError, match="no room for the build"):
+        direct._check_space(request(tmp_path))
