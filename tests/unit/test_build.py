@@ -1,0 +1,284 @@
+"""The use case of `image build`, with a builder and a podman of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from poclab import build, events, lock
+from poclab.build import build_image, new_log, verified_size
+from poclab.builders.base import BuildRequest, Built
+from poclab.errors import PoclabError, UsageError
+from poclab.imagefile import ImageFile
+from poclab.model import Ref, Version
+from poclab.run import using
+from poclab.store import Store
+from tests.support.dirpool import DirectoryPool
+from tests.support.fake_podman import FakePodman
+
+URI = "test:///default"
+REF = Ref("web", "v1")
+
+
+def make_disk(path: Path, *, gpt: bool = True) -> None:
+    """Make a qcow2 disk of 4 MiB."""
+    raw = path.with_suffix(".raw")
+    with raw.open("xb") as file:
+        file.truncate(4 << 20)
+    if gpt:
+        argv = ["/usr/sbin/sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(raw)]
+        subprocess.run(argv, input="label: gpt\n", text=True, check=True, timeout=30)
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(path)]
+    subprocess.run(argv, check=True, timeout=60)
+    raw.unlink()
+
+
+class FakeBuilder:
+    """Makes a small disk, or fails."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.requests: list[BuildRequest] = []
+        self.fail: Callable[[], None] = lambda: None
+        self.gpt = True
+
+    def check(self) -> None:
+        pass
+
+    def build(self, request: BuildRequest) -> Built:
+        self.requests.append(request)
+        self.fail()
+        make_disk(request.workdir / "disk.qcow2", gpt=self.gpt)
+        return Built(request.workdir / "disk.qcow2", {"rootfs": request.rootfs})
+
+
+@dataclass
+class World:
+    pool: DirectoryPool
+    store: Store
+    podman: FakePodman
+    builder: FakeBuilder
+    image: ImageFile
+    logs: Path
+
+    def build(self, tag: str = "v1", **options: object) -> Version:
+        return build_image(self.store, self.image, tag, uri=URI, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    directory = tmp_path / "web"
+    directory.mkdir()
+    (directory / "Containerfile").write_text("FROM scratch\n")
+    image = ImageFile(
+        "web",
+        directory,
+        containerfile=directory / "Containerfile",
+        build_args={"VERSION": "{tag}", "COLOUR": "red"},
+        user="admin",
+    )
+    builder = FakeBuilder()
+    monkeypatch.setattr(build, "builder_for", lambda *_args, **_named: (builder, "of the tests"))
+    pool = DirectoryPool(tmp_path / "pool")
+    with using(FakePodman()) as podman:
+        assert isinstance(podman, FakePodman)
+        podman.add("localhost/poclab/web:v1", {"org.opencontainers.image.title": "Web"})
+        podman.add("localhost/poclab/web:v2")
+        logs = tmp_path / "XDG_STATE_HOME/poclab/logs"
+        yield World(pool, Store(pool, URI), podman, builder, image, logs)
+
+
+def nothing_left(world: World) -> bool:
+    return list(world.pool.root.iterdir()) == []
+
+
+def test_a_version_is_built(world: World) -> None:
+    notes: list[str] = []
+    with events.listening(lambda e: notes.append(e.text) if e.kind == "note" else None):
+        version = world.build(build_args={"COLOUR": "blue"})
+    assert world.store.get(REF) == version
+    assert version.virtual_size == 4 << 20
+    assert version.user == "admin"
+    assert version.labels == {"org.opencontainers.image.title": "Web"}
+    origin = version.origin
+    assert (origin.kind, origin.builder) == ("built", "fake")
+    assert origin.source == "localhost/poclab/web:v1"
+    assert origin.digest == "sha256:" + "d" * 64
+    assert origin.inputs["build_args"] == "COLOUR=blue VERSION=v1"
+    call = next(call for call in world.podman.calls if call[1] == "build")
+    assert "COLOUR=blue" in call
+    assert "VERSION=v1" in call
+    assert notes[0] == "disk builder: fake (of the tests)"
+    assert notes[-1].startswith("built web:v1 in ")
+    assert not list(world.pool.root.glob("staging.*"))
+
+
+def test_a_version_never_changes(world: World) -> None:
+    world.build()
+    before = list(world.podman.calls)
+    with pytest.raises(PoclabError, match="exists already") as caught:
+        world.build()
+    assert "never changes" in caught.value.why
+    assert "another tag" in caught.value.fix
+    assert world.podman.calls == before
+
+
+@pytest.mark.parametrize("tag", ["", "-rf", "a/b", "x" * 129])
+def test_bad_tags(world: World, tag: str) -> None:
+    with pytest.raises(UsageError):
+        world.build(tag)
+    assert nothing_left(world)
+    assert world.podman.calls == []
+
+
+def test_a_second_build_of_the_same_version_is_refused(world: World) -> None:
+    def second() -> None:
+        # Another process holds the lock of the same name; in this one it would be an error.
+        pid = os.fork()
+        if pid == 0:
+            lock._held.clear()
+            code = 1
+            try:
+                world.build()
+            except PoclabError as error:
+                code = 42 if "is busy" in error.what and "image build web" in error.why else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+
+    world.builder.fail = second
+    world.build()
+    assert len(world.builder.requests) == 1
+
+
+def test_a_failed_container_build_names_the_log(world: World) -> None:
+    def fail(_argv: list[str], line: Callable[[str], None]) -> int:
+        line("STEP 1/2: FROM scratch")
+        line("Error: building at STEP: no such file")
+        return 1
+
+    world.podman.on_build = fail
+    with pytest.raises(PoclabError) as caught:
+        world.build()
+    (log,) = world.logs.iterdir()
+    assert str(log) in caught.value.what
+    assert "Error: building at STEP" in log.read_text()
+    assert nothing_left(world)
+
+
+def test_a_failed_disk_build_names_the_log(world: World) -> None:
+    def fail() -> None:
+        raise PoclabError("the builder failed", why="because")
+
+    world.builder.fail = fail
+    with pytest.raises(PoclabError) as caught:
+        world.build()
+    (log,) = world.logs.iterdir()
+    assert caught.value.what == f"the builder failed (log: {log})"
+    assert "because" in log.read_text()
+    assert nothing_left(world)
+
+
+def test_a_disk_without_partition_table_is_refused(world: World) -> None:
+    world.builder.gpt = False
+    with pytest.raises(PoclabError, match="without a partition table"):
+        world.build()
+    assert nothing_left(world)
+
+
+def test_verified_size_refuses_other_files(tmp_path: Path, world: World) -> None:
+    text = tmp_path / "disk.qcow2"
+    text.write_text("no disk" * 1000)
+    with pytest.raises(PoclabError, match="not a disk"):
+        verified_size(text)
+
+
+def steps_of(world: World) -> list[str]:
+    seen: list[str] = []
+    with events.listening(lambda e: seen.append(e.text) if e.kind == "step" else None):
+        world.build("v2")
+    world.store.remove(Ref("web", "v2"))
+    return seen
+
+
+def test_interrupted_at_any_step_it_converges(world: World) -> None:
+    steps = steps_of(world)
+    assert len(steps) >= 4
+    for number in range(len(steps)):
+        count = iter(range(1000))
+
+        def stop(event: events.Event, number: int = number, count: Iterator[int] = count) -> None:
+            if event.kind == "step" and next(count) == number:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), events.listening(stop):
+            world.build()
+        assert not world.store.has(REF), steps[number]
+        assert not list(world.pool.root.glob("staging.*"))
+        # At most a base that no version has: `image build` deletes these before it begins.
+        assert world.pool.names() == world.store.garbage()
+        for name in world.store.garbage():
+            world.pool.delete(name)
+        version = world.build()
+        assert world.store.versions() == [version]
+        world.store.remove(REF)
+        assert nothing_left(world)
+
+
+def test_a_killed_builds_workdir_is_swept(world: World) -> None:
+    (world.pool.root / "staging.dead").mkdir()
+    (world.pool.root / "staging.dead/disk.raw").write_bytes(b"x")
+    world.build()
+    assert not (world.pool.root / "staging.dead").exists()
+
+
+def test_a_container_image_is_taken_as_it_is(world: World) -> None:
+    world.image = replace(
+        world.image, containerfile=None, container="quay.io/x/y:44", build_args={}
+    )
+    image_id = world.podman.add("quay.io/x/y:44")
+    version = world.build()
+    assert version.origin.source == "quay.io/x/y:44"
+    assert world.builder.requests[0].image_id == image_id
+    assert not [call for call in world.podman.calls if call[1] in ("build", "pull", "tag")]
+    with pytest.raises(UsageError, match="no build arguments"):
+        world.build("v2", build_args={"A": "b"})
+
+
+def test_an_image_that_cannot_be_pulled(world: World) -> None:
+    world.image = replace(world.image, containerfile=None, container="quay.io/x/y:45")
+    with pytest.raises(PoclabError, match="cannot be pulled") as caught:
+        world.build()
+    assert caught.value.why == "Error: no such host"
+    assert "podman load" in caught.value.fix
+    assert nothing_left(world)
+
+
+def test_an_image_by_digest_gets_a_name(world: World) -> None:
+    reference = "quay.io/x/y@sha256:" + "e" * 64
+    image_id = world.podman.add(reference)
+    world.image = replace(world.image, containerfile=None, container=reference)
+    world.build()
+    assert world.builder.requests[0].image == "localhost/poclab/web:v1"
+    assert ["podman", "tag", image_id, "localhost/poclab/web:v1"] in world.podman.calls
+
+
+def test_the_ten_newest_logs_stay(world: World) -> None:
+    for number in range(14):
+        log = new_log(Ref("web", f"v{number}"))
+        os.utime(log, (number, number))
+    new_log(Ref("web-api", "v1"))
+    left = sorted(path.name.split("-2")[0] for path in world.logs.iterdir())
+    assert "build-web-api.v1" in left
+    assert len(left) == build.LOGS_KEPT + 1
+    assert "build-web.v3" not in left
+    assert "build-web.v13" in left
