@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 40
 MAX_NODES = 100_000
+MAX_KEY = 1024  # as long as a key can be in YAML that is not written with '?'
 MAX_REPORTED = 100
 
 # What has no business in a file for people, or cannot be stored in XML 1.0 (its production
@@ -411,6 +412,8 @@ class _Builder:
     def _enter(self, frame: _Frame, key: Node, value: Node) -> None:
         if not isinstance(key, Scalar):
             self._fault(key.line, key.column, "a key must be text, not a list or a mapping")
+        elif len(key.text) > MAX_KEY:
+            self._fault(key.line, key.column, f"a key has {MAX_KEY} characters at most")
         elif key.plain and key.text == "<<":
             message = "merge keys (<<) are not supported; use defaults, or write the keys out"
             self._fault(key.line, key.column, message)
