@@ -298,7 +298,7 @@ _FIXES = (
         "--add-subgids 100000-165535 USER (package uidmap or shadow-utils), then: "
         "podman system migrate",
     ),
-    (r"no space left on device", "make room in the file system of podman's storage"),
+    (r"no space left on device", "make room on the disk: podman system df, podman image prune"),
     (
         r"initializing source docker:|pinging container registry|dial tcp|no such host"
         r"|i/o timeout|connection refused|short-name",

@@ -66,6 +66,18 @@ class Direct:
         _check_request(request)
         arch = esp.host_arch()
         _check_space(request)
+        try:
+            return self._build(request, arch)
+        except OSError as error:
+            raise PoclabError(
+                f"{request.workdir} cannot be written",
+                why=f"{error.strerror}: {error.filename}"
+                if error.filename
+                else f"{error.strerror}",
+                fix="make room, or set XDG_CACHE_HOME to a directory with more",
+            ) from error
+
+    def _build(self, request: BuildRequest, arch: esp.Arch) -> Built:
         work = request.workdir
         tar = work / "image.tar"
         container.export(request.image_id, tar)
@@ -146,7 +158,20 @@ def _unpacked(tar: Path, members: rootfs.Members, work: Path, request: BuildRequ
     root = _Root(work / "tree", members, epoch)
     rootfs.unpack(tar, members, root.tree)
     _make_growable(root, _id(request, "root"))
+    _warn_of_machine_id(root, request.image)
     return root
+
+
+def _warn_of_machine_id(root: _Root, image: str) -> None:
+    """VMs with one machine ID ask a DHCP server for one address (machine-id(5))."""
+    member = root.members.get("etc/machine-id")
+    if member is None or not member.isreg() or member.size > 64:
+        return
+    if (root.tree / "etc/machine-id").read_bytes().strip() not in (b"", b"uninitialized"):
+        events.warning(
+            f"{image} has a filled /etc/machine-id, so all its VMs share it: "
+            "empty it in the Containerfile"
+        )
 
 
 def _make_growable(root: _Root, root_uuid: str) -> None:

@@ -77,9 +77,6 @@ def find_kernel(names: Iterable[str], *, bootc: bool = False) -> Kernel:
             kernels.setdefault(match[1] or "", name)
         elif match := _BOOT_INITRAMFS.fullmatch(name):
             initramfs.setdefault(match[1] or "", name)
-    # A copy without a version beside versioned ones is what a link would be.
-    if len(kernels) > 1:
-        kernels.pop("", None)
     where = "/usr/lib/modules/VERSION/vmlinuz" + ("" if bootc else " or /boot/vmlinuz-VERSION")
     if not kernels:
         raise PoclabError(
@@ -87,20 +84,30 @@ def find_kernel(names: Iterable[str], *, bootc: bool = False) -> Kernel:
             why=f"there is no {where}",
             fix="install a kernel package in the Containerfile",
         )
-    if len(kernels) > 1:
+    return _the_one(kernels, initramfs, bootc)
+
+
+def _the_one(kernels: dict[str, str], initramfs: dict[str, str], bootc: bool) -> Kernel:
+    candidates = sorted(kernels)
+    if not bootc and len(candidates) > 1:
+        # A file without a version beside versioned ones is what a link would be, and one
+        # without an initramfs is a copy of one that has it under another name (Arch Linux).
+        named = [version for version in candidates if version]
+        candidates = [version for version in named if version in initramfs] or named
+    if len(candidates) > 1:
         raise PoclabError(
-            f"the container image has {len(kernels)} kernels: {', '.join(sorted(kernels))}",
+            f"the container image has {len(candidates)} kernels: {', '.join(candidates)}",
             why="which one to boot would be a guess",
             fix="remove all but one of them in the Containerfile",
         )
-    ((version, vmlinuz),) = kernels.items()
+    (version,) = candidates
     if version not in initramfs:
         raise PoclabError(
             f"the container image has no initramfs for its kernel {version}".rstrip(),
             why=_missing_initramfs(version, bootc),
             fix="make one in the Containerfile, with dracut, update-initramfs or mkinitramfs",
         )
-    return Kernel(version, vmlinuz, initramfs[version])
+    return Kernel(version, kernels[version], initramfs[version])
 
 
 def find_bootable(

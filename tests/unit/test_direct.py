@@ -40,6 +40,8 @@ DEBIAN = ["boot/vmlinuz-6.1.0-2-amd64", "boot/initrd.img-6.1.0-2-amd64"]
          Kernel("6.12", "usr/lib/modules/6.12/vmlinuz", "boot/initramfs-6.12.img")),
         ([*BOOTC, "boot/vmlinuz-6.12", "boot/initramfs-6.12.img"], Kernel("6.12", *BOOTC)),
         (["boot/vmlinuz", "boot/initrd.img"], Kernel("", "boot/vmlinuz", "boot/initrd.img")),
+        (["usr/lib/modules/6.12-arch1/vmlinuz", "boot/vmlinuz-linux", "boot/initramfs-linux.img"],
+         Kernel("linux", "boot/vmlinuz-linux", "boot/initramfs-linux.img")),
         (["vmlinuz", "boot/vmlinuz", *DEBIAN], Kernel("6.1.0-2-amd64", *DEBIAN)),
     ],
 )  # fmt: skip
@@ -71,6 +73,8 @@ def test_bootc_looks_beside_the_modules_alone() -> None:
         find_kernel(DEBIAN, bootc=True)
     with pytest.raises(PoclabError, match=r"no /usr/lib/modules/6.12/initramfs.img"):
         find_kernel([BOOTC[0], "boot/initramfs-6.12.img"], bootc=True)
+    with pytest.raises(PoclabError, match=r"has 2 kernels: 5\.14, 6\.12"):
+        find_kernel([*BOOTC, "usr/lib/modules/5.14/vmlinuz"], bootc=True)
 
 
 def test_find_init() -> None:
