@@ -48,6 +48,7 @@ class FakePodman(Runner):
         self.on_run: Callable[[list[str], Callable[[str], None]], int] = lambda _argv, _line: 0
         self.on_build: Callable[[list[str], Callable[[str], None]], int] = lambda _argv, _line: 0
         self.sudo = Result(("sudo",), 0, "", "")
+        self.sudo_calls: list[list[str]] = []
         self.removed: list[str] = []
 
     def add(self, name: str, labels: Mapping[str, str] | None = None) -> str:
@@ -61,7 +62,8 @@ class FakePodman(Runner):
 
     def run(self, argv: Sequence[str], **options: Any) -> Result:
         words = list(argv)
-        if words[:2] == ["sudo", "-v"]:
+        if words[:2] in (["sudo", "-v"], ["sudo", "-n"]):
+            self.sudo_calls.append(words)
             return self.sudo
         if words[0] == "sudo":
             words = words[1:]

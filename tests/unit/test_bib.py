@@ -18,6 +18,7 @@ from poclab.builders.bib_progress import Lines
 from poclab.builders.choose import builder_for
 from poclab.container import ImageInfo
 from poclab.errors import PoclabError, UsageError
+from poclab.imagefile import load_image
 from poclab.run import Result, using
 from poclab.units import GIB, MIB
 from tests.support.fake_podman import INITRAMFS, KERNEL, FakePodman
@@ -337,6 +338,14 @@ def test_sudo_that_refuses(podman: FakePodman, monkeypatch: pytest.MonkeyPatch) 
     assert "direct" in caught.value.fix
 
 
+def test_sudo_for_podman_alone_is_enough(
+    podman: FakePodman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    BootcImageBuilder().check()
+    assert podman.sudo_calls == [["sudo", "-n", "podman", "--version"]]
+
+
 # --- what it prints ---------------------------------------------------------------------
 
 
@@ -435,3 +444,15 @@ def test_auto_without_root(podman: FakePodman, monkeypatch: pytest.MonkeyPatch) 
     builder, reason = builder_for("auto", info(BOOTC))
     assert builder.name == "direct"
     assert "sudo" in reason
+
+
+# --- the example ------------------------------------------------------------------------
+
+
+def test_the_example_on_fedora_bootc_is_a_valid_definition() -> None:
+    image = load_image(Path(__file__).parents[2] / "images/fedora-web")
+    assert image.builder == "bootc-image-builder"
+    assert image.build_args_for("1.0") == {"VERSION": "1.0"}
+    assert image.containerfile is not None
+    assert "FROM quay.io/fedora/fedora-bootc:44\n" in image.containerfile.read_text()
+    assert image.rootfs == "xfs"
