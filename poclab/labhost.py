@@ -22,6 +22,10 @@ from poclab.virt.host import Host
 from poclab.virt.xml import domain_xml
 
 
+# Seconds that a guest with data to keep gets to shut down before a reset or `down` ends it.
+_PATIENCE = 30.0
+
+
 class LabHost:
     """One lab on one host."""
 
@@ -108,7 +112,7 @@ class LabHost:
         record = self.new_overlay(record)
         guest = self.define(record, before.uuid if before else None)
         if before:
-            guest.power_off()
+            self._end(guest, before.record)
         self.data_disks(record, before.record if before else None)
         return record
 
@@ -119,7 +123,7 @@ class LabHost:
         that was interrupted is finished by the next one.
         """
         guest = self.host.guest(record)
-        guest.power_off()
+        self._end(guest, record)
         for volume in sorted(volumes(record)):
             if not volume.startswith(KEPT):
                 events.step("delete", volume=volume)
@@ -127,6 +131,13 @@ class LabHost:
         guest.remove()
         self.files.forget(record.name)
         self.host.drop_console_log(record)
+
+    def _end(self, guest: Guest, record: VmRecord) -> None:
+        """End a guest whose system disk goes; one with a disk to keep may write it out first."""
+        if any(disk.keep for disk in record.disks):
+            guest.shut_down(_PATIENCE)
+        else:
+            guest.power_off()
 
     def _credentials(self, record: VmRecord) -> tuple[str, ...]:
         # A session's segments have no DHCP server: the guest is told its addresses.

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 from poclab import fields, leaves, model, names, references, yamltree
 from poclab.fields import (
@@ -77,6 +83,11 @@ class NetworkModel(Strict):
 class NicModel(Strict):
     """A VM's place on a network; the network's name alone will do."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, Scalar) else value
+
     name: NetworkName = Field(description="the network's name")
     ip: Annotated[IPv4Address | None, leaf(leaves.ip), text_schema(leaves.IP_PATTERN)] = Field(
         None, description="a fixed address; assigned when left out"
@@ -84,14 +95,6 @@ class NicModel(Strict):
     mac: Annotated[str | None, leaf(leaves.mac), text_schema(leaves.MAC_PATTERN)] = Field(
         None, description="a fixed MAC address; derived from the names when left out"
     )
-
-
-def _nic(value: object) -> object:
-    """Spell out the short form."""
-    return {"name": value} if isinstance(value, Scalar) else value
-
-
-Nic = Annotated[NicModel, BeforeValidator(_nic, json_schema_input_type=NetworkName | NicModel)]
 
 
 class DiskModel(Strict):
@@ -152,7 +155,7 @@ class VmModel(Strict):
     disk: OptionalDiskSize = Field(
         None, description="the size of the system disk; the version's own when left out"
     )
-    networks: list[Nic] | None = Field(
+    networks: list[NicModel] | None = Field(
         None, max_length=MAX_NICS, description="the networks it is on"
     )
     disks: list[DiskModel] = Field([], max_length=MAX_DISKS, description="its data disks")
@@ -212,7 +215,11 @@ def parse_lab(text: str, name: str) -> model.Lab:
 
 def json_schema() -> dict[str, object]:
     """The JSON Schema (draft 2020-12) of lab files, for editors."""
-    return fields.json_schema(LabModel, "poclab lab file")
+    schema: dict[str, Any] = fields.json_schema(LabModel, "poclab lab file")
+    # The short form, which pydantic does not see: it is spelled out before validation.
+    networks = schema["$defs"]["VmModel"]["properties"]["networks"]
+    networks["items"] = {"anyOf": [_NAME.json_schema, networks["items"]]}
+    return schema
 
 
 def _lab(lab: LabModel) -> model.Lab:

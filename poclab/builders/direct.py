@@ -23,12 +23,12 @@ from poclab.names import shown
 from poclab.run import runner
 from poclab.units import MIB, format_size
 
-_PROGRAMS = ("podman", "sfdisk", "mke2fs", "debugfs", "mformat", "mmd", "mcopy", "qemu-img")
+_E2FSPROGS = ("mke2fs", "debugfs", "e2fsck")
+_PROGRAMS = ("podman", "sfdisk", *_E2FSPROGS, "mformat", "mmd", "mcopy", "qemu-img")
 _PACKAGES = {
     "podman": "podman",
     "sfdisk": "fdisk (Debian, Ubuntu) or util-linux (Fedora)",
-    "mke2fs": "e2fsprogs",
-    "debugfs": "e2fsprogs",
+    **dict.fromkeys(_E2FSPROGS, "e2fsprogs"),
     "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora)",
 }
 # FAT cannot tell times before 1980 and e2fsprogs takes 0 for "no time given".
@@ -69,13 +69,13 @@ class Direct:
         try:
             return self._build(request, arch)
         except OSError as error:
-            raise PoclabError(
-                f"{request.workdir} cannot be written",
-                why=f"{error.strerror}: {error.filename}"
-                if error.filename
-                else f"{error.strerror}",
-                fix="make room, or set XDG_CACHE_HOME to a directory with more",
-            ) from error
+            where = f": {error.filename}" if error.filename else ""
+            raise _unwritable(request, f"{error.strerror}{where}") from error
+        except PoclabError as error:
+            # Each program has its own words around the C library's for ENOSPC.
+            if _FULL in error.why.lower():
+                raise _unwritable(request, error.why) from error
+            raise
 
     def _build(self, request: BuildRequest, arch: esp.Arch) -> Built:
         work = request.workdir
@@ -94,6 +94,15 @@ class Direct:
         disk.convert_to_qcow2(raw, "raw", target)
         raw.unlink()
         return Built(target, _inputs(request, bootable))
+
+
+_FULL = "no space left on device"
+
+
+def _unwritable(request: BuildRequest, why: str) -> PoclabError:
+    full = _FULL in why.lower()
+    fix = "make room, or set XDG_CACHE_HOME to a directory with more" if full else ""
+    return PoclabError(f"the build cannot write in {request.workdir}", why=why, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -260,6 +269,8 @@ def _write_root(raw: Path, layout: esp.Layout, root: _Root, request: BuildReques
     values.mkdir()
     commands = rootfs.debugfs_script(root.members, root.tree, values)
     rootfs.apply_script(work, raw.name, layout.root_start, commands, root.epoch)
+    events.step("check the root file system")
+    rootfs.check_ext4(work, raw.name, layout.root_start, root.epoch)
 
 
 def _layout(request: BuildRequest, esp_bytes: int, root: _Root) -> esp.Layout:
