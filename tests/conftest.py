@@ -1,0 +1,65 @@
+"""Fixtures: real libvirt hosts (see tests/support/hosts.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import hosts
+from tests.support.hosts import Host
+
+
+@pytest.fixture(scope="module")
+def module_session() -> Iterator[Host]:
+    """A qemu:///session for the tests of one module; empty again at its end."""
+    with hosts.session() as host:
+        yield from _left_empty(host)
+
+
+@pytest.fixture
+def session_host(module_session: Host) -> Iterator[Host]:
+    """The module's session, with a check that the test leaves no domain behind."""
+    yield from _left_as_found(module_session)
+
+
+@pytest.fixture(scope="module")
+def module_system() -> Iterator[tuple[Host, Host]]:
+    """A qemu:///system without an uplink for one module, as root and as a member."""
+    with hosts.system() as (root, member):
+        for _ in _left_empty(root):
+            yield root, member
+
+
+@pytest.fixture
+def system_host(module_system: tuple[Host, Host]) -> Iterator[Host]:
+    """The module's system as root, with a check that the test leaves nothing behind."""
+    yield from _left_as_found(module_system[0])
+
+
+@pytest.fixture
+def libvirt_member(module_system: tuple[Host, Host]) -> Iterator[Host]:
+    """The same system as an ordinary user in group libvirt, with the same check."""
+    yield from _left_as_found(module_system[1])
+
+
+def _left_empty(host: Host) -> Iterator[Host]:
+    yield host
+    _compare(host, set(), set())
+
+
+def _left_as_found(host: Host) -> Iterator[Host]:
+    domains, networks = host.domains(), host.networks()
+    yield host
+    _compare(host, domains, networks)
+
+
+def _compare(host: Host, domains: set[str], networks: set[str]) -> None:
+    """Take away what a test left, so that the next is not misled, and say so."""
+    left_domains, left_networks = host.domains() - domains, host.networks() - networks
+    for name in left_domains:
+        host.remove_domain(name)
+    for name in left_networks:
+        host.remove_network(name)
+    assert not left_domains, f"left behind: domains {sorted(left_domains)}"
+    assert not left_networks, f"left behind: networks {sorted(left_networks)}"

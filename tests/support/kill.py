@@ -1,0 +1,79 @@
+"""Stops poclab between two steps, to see that the next command mends what is left.
+
+poclab announces each effect on the host with `poclab.events.step`. This program runs poclab's
+command line in its own process with a listener that ends it at the n-th step:
+
+    python kill.py COUNT_FILE N HOW ARGUMENT...
+
+HOW is `kill` (SIGKILL, as a power cut or the OOM killer would), `interrupt` (SIGINT, Ctrl-C),
+`enospc` (the step meets a full disk) or `none` (count the steps). COUNT_FILE gets one line a
+step, written before the stop. Used through `Host.stop_at` and `Host.count_steps` of
+tests/support/hosts.py. The file imports nothing of the tests, so any account can run it alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+HOW = ("kill", "interrupt", "enospc", "none")
+
+
+class Stopper:
+    """A listener that counts steps and ends the program at one of them.
+
+    Attributes:
+        limit: the step to stop at, from 1.
+        how: one of `HOW`.
+        report: the file that gets a line a step.
+    """
+
+    def __init__(self, limit: int, how: str, report: Path) -> None:
+        self.limit = limit
+        self.how = how
+        self.report = report
+        self.count = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, event: object) -> None:
+        """Take note of an event.
+
+        Raises:
+            OSError: the stop is `enospc` and this is the step.
+        """
+        if getattr(event, "kind", "") != "step":
+            return
+        text = str(getattr(event, "text", "")).replace("\n", " ")
+        with self.lock:
+            self.count += 1
+            here = self.count == self.limit
+            with self.report.open("a") as report:
+                report.write(f"{text}\n")
+        if here and self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if here and self.how == "interrupt":
+            # The signal and not the exception: a worker thread must not be the one to get it.
+            os.kill(os.getpid(), signal.SIGINT)
+        if here and self.how == "enospc":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def main() -> None:
+    """Run poclab under a stopper; see the module."""
+    report, limit, how, *arguments = sys.argv[1:]
+    if how not in HOW:
+        sys.exit(f"kill.py: not one of {', '.join(HOW)}: {how}")
+    from poclab import events
+    from poclab.cli import main as program
+
+    sys.argv = ["poclab", *arguments]
+    with events.listening(Stopper(int(limit), how, Path(report))):
+        program()
+
+
+if __name__ == "__main__":
+    main()
