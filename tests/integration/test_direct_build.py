@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from poclab import container, disk, events
+from poclab.builders import rootfs
 from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
 from poclab.errors import PoclabError
@@ -195,6 +197,66 @@ def test_an_image_that_cannot_boot_is_refused_before_its_disk_is_made(
         Direct().build(request(no_kernel, tmp_path / "w"))
     assert "unpack the image's files" not in seen
     assert not (tmp_path / "w/tree").exists()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        PoclabError("mke2fs failed", why="mke2fs: No space left on device while writing"),
+    ],
+)
+def test_a_full_disk(failure: Exception, image: str, tmp_path: Path) -> None:
+    def fail(event: events.Event) -> None:
+        if event.text == "make the root file system":
+            raise failure
+
+    with events.listening(fail), pytest.raises(PoclabError, match="cannot write in") as error:
+        Direct().build(request(image, tmp_path / "w"))
+    assert "No space left on device" in error.value.why
+    assert "make room" in error.value.fix
+
+
+def test_a_shared_machine_id_is_warned_of(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    for number, text in enumerate(("", "uninitialized\n", "0123456789abcdef" * 2 + "\n")):
+        (tmp_path / str(number)).mkdir()
+        for made in _imported(tmp_path / str(number), f"id{number}", machine_id=text):
+            with events.listening(
+                lambda event: warnings.append(event.text) if event.kind == "warning" else None
+            ):
+                Direct().build(request(made, tmp_path / str(number) / "w"))
+    (warning,) = warnings
+    assert "/etc/machine-id" in warning
+
+
+def test_a_real_image_is_built_looked_at_and_exported(tmp_path: Path) -> None:
+    (tmp_path / "hello").write_text("hello")
+    (tmp_path / "Containerfile").write_text(
+        "FROM scratch\nARG VERSION\nCOPY hello /hello-${VERSION}\nLABEL version=${VERSION}\n"
+    )
+    name = f"localhost/poclab-test/build-{os.getpid()}:v1"
+    lines: list[str] = []
+    log = tmp_path / "log"
+    with podman.working():
+        found = container.build(
+            tmp_path, tmp_path / "Containerfile", name, {"VERSION": "7 b"}, lines.append, log
+        )
+        try:
+            assert container.inspect(name).id == found.id
+            assert found.labels["version"] == "7 b"
+            container.export(found.id, tmp_path / "t.tar")
+            with rootfs.opened(tmp_path / "t.tar") as tar:
+                assert tar.getnames() == ["hello-7 b"]
+            assert any(line.startswith("STEP") for line in lines)
+            assert log.read_text().splitlines() == lines
+        finally:
+            podman.run("rmi", "--force", name)
+        assert not container.exists(name)
+        (tmp_path / "Containerfile").write_text("FROM scratch\nCOPY none /\n")
+        with pytest.raises(PoclabError, match="podman build") as error:
+            container.build(tmp_path, tmp_path / "Containerfile", name, {}, lines.append, log)
+    assert error.value.why.startswith("Error: ")
 
 
 def test_interrupted_at_any_step_no_container_stays(image: str, tmp_path: Path) -> None:

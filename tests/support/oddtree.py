@@ -30,7 +30,9 @@ ODD_NAMES = [
 MTIME = 1_700_000_000
 
 
-def write(path: Path, *, extra: int = 0, kernel: bool = True, systemd: bool = False) -> Path:
+def write(
+    path: Path, *, extra: int = 0, kernel: bool = True, systemd: bool = False, machine_id: str = ""
+) -> Path:
     """Write the tree as a tar file.
 
     The kernel and the systemd-boot in it are stand-ins that nothing starts: a disk made of
@@ -73,6 +75,7 @@ def write(path: Path, *, extra: int = 0, kernel: bool = True, systemd: bool = Fa
         add("usr/bin/ping", data=b"cap", mode=0o755, pax_headers=capability)
         add("etc/shadow", data=b"secret", mode=0o000, gid=42)
         add("etc/gshadow", tarfile.LNKTYPE, linkname="etc/shadow", gid=42, mode=0)
+        add("etc/machine-id", data=machine_id.encode())
         add("home/u/file", data=b"mine", uid=60000, gid=60000, mode=0o600)
         add(
             "home/u/dangling",

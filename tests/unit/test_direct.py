@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tarfile
+import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,6 +205,8 @@ def in_child_as_nobody(action: Callable[[], object]) -> None:
                 os.setresuid(65534, 65534, 65534)
             action()
             status = 0
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
@@ -208,16 +214,15 @@ def in_child_as_nobody(action: Callable[[], object]) -> None:
 
 def test_the_file_system_is_the_same_for_every_user_and_every_time(tmp_path: Path) -> None:
     tar = oddtree.write(tmp_path / "t.tar", extra=200)
-    open_to_all = tmp_path
-    while open_to_all != Path("/tmp") and open_to_all.stat().st_uid == os.geteuid():
-        open_to_all.chmod(0o755)
-        open_to_all = open_to_all.parent
-    common = tmp_path / "common"
-    common.mkdir()
-    common.chmod(0o777)
     first = disk.sha256(ext4(tmp_path / "a", tar))
-    in_child_as_nobody(lambda: ext4(common / "b", tar))
-    assert disk.sha256(common / "b/disk") == first
+    # Not below tmp_path, which is closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        common = Path(name)
+        common.chmod(0o777)
+        shutil.copyfile(tar, common / "t.tar")
+        (common / "t.tar").chmod(0o644)
+        in_child_as_nobody(lambda: ext4(common / "b", common / "t.tar"))
+        assert disk.sha256(common / "b/disk") == first
     assert disk.sha256(ext4(tmp_path / "c", tar)) == first
 
 
@@ -241,6 +246,14 @@ def test_a_failing_debugfs_command_is_an_error(tmp_path: Path) -> None:
     made = ext4(tmp_path / "a", oddtree.write(tmp_path / "t.tar"))
     with pytest.raises(PoclabError, match="debugfs failed"):
         rootfs.apply_script(made.parent, made.name, MIB, ['sif "/none" uid 1'], 1)
+
+
+def test_a_damaged_file_system_is_found(tmp_path: Path) -> None:
+    made = ext4(tmp_path / "a", oddtree.write(tmp_path / "t.tar"))
+    rootfs.check_ext4(made.parent, made.name, MIB, oddtree.MTIME)
+    rootfs.apply_script(made.parent, made.name, MIB, ['sif "/etc" links_count 9'], oddtree.MTIME)
+    with pytest.raises(PoclabError, match="damaged"):
+        rootfs.check_ext4(made.parent, made.name, MIB, oddtree.MTIME)
 
 
 # --- partitions and loader --------------------------------------------------------------
