@@ -93,7 +93,9 @@ def exists(image: str, *, root: bool = False) -> bool:
     argv = [*podman(root=root), "image", "exists", "--", image]
     result = runner().run(argv, check=False)
     # podman-image-exists(1): 0 found, 1 not found, 125 something else went wrong.
-    if result.code not in (0, 1):
+    # sudo ends with 1 too when it refuses, but says why; podman's own warnings are log lines.
+    words = [line for line in result.stderr.splitlines() if line and not line.startswith("time=")]
+    if result.code not in (0, 1) or (result.code == 1 and words):
         raise _explained(result)
     return result.code == 0
 

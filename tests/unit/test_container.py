@@ -126,6 +126,15 @@ def test_broken_podman_is_explained(text: str, fix: str) -> None:
     assert fix in error.value.fix
 
 
+@pytest.mark.usefixtures("ordinary_user")
+def test_sudo_that_refuses_is_no_image_that_is_missing() -> None:
+    text = "sudo: a terminal is required to read the password\nsudo: a password is required"
+    with answering(image_exists=(1, "", text)), pytest.raises(PoclabError, match="sudo -v"):
+        container.exists("shop", root=True)
+    with answering(image_exists=(1, "", 'time="now" level=warning msg="/ is not shared"')):
+        assert not container.exists("shop", root=True)
+
+
 def test_podman_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(container, "podman", lambda root=False: [str(tmp_path / "podman")])
     with pytest.raises(PoclabError, match="is not installed"):
