@@ -14,6 +14,7 @@ import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from poclab.builders import direct
@@ -41,12 +42,13 @@ def make() -> str:
         Its name.
     """
     inputs = _inputs()
-    try:
-        argv = ("image", "inspect", "--format", f'{{{{index .Labels "{_LABEL}"}}}}', IMAGE)
-        if podman.run(*argv).strip() == inputs:
+    form = f'{{{{.Id}}}} {{{{index .Labels "{_LABEL}"}}}}'
+    before = ""
+    with suppress(RuntimeError):
+        found = podman.run("image", "inspect", "--format", form, IMAGE)
+        before, _, made_of = found.strip().partition(" ")
+        if made_of == inputs:
             return IMAGE
-    except RuntimeError:
-        pass
     with tempfile.TemporaryDirectory(prefix="poclab-test-") as scratch:
         tree = Path(scratch) / "root"
         python = _fill(tree)
@@ -62,6 +64,10 @@ def make() -> str:
         )
         words = [word for change in changes for word in ("--change", change)]
         podman.run("import", *words, str(archive), IMAGE)
+    if before:
+        # Without its name it would only take room; a container may still use it.
+        with suppress(RuntimeError):
+            podman.run("rmi", before)
     return IMAGE
 
 
