@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def test_a_member_of_group_libvirt_sees_the_system(system_host: Host, libvirt_me
 
 def test_an_outsider_does_not(module_system: tuple[Host, Host]) -> None:
     enter = module_system[0].place.enter
-    with accounts.place(accounts.ordinary(), enter, LIBVIRT_DEFAULT_URI="qemu:///system") as place:
+    uri = {"LIBVIRT_DEFAULT_URI": "qemu:///system"}
+    with accounts.place(accounts.ordinary(), uri, enter) as place:
         done = Host("qemu:///system", place).run("virsh", "list", check=False)
     if os.getuid() == 0:
         assert done.returncode != 0
@@ -164,3 +166,30 @@ def test_the_machines_own_libvirt_is_not_touched(system_host: Host) -> None:
     assert "hosts-hidden.pid" in inside
     assert outside() == before
     system_host.remove_domain("hosts-hidden")
+
+
+def test_a_command_is_stopped_between_steps(session_host: Host) -> None:
+    disk = session_host.scratch / "tiny.qcow2"
+    session_host.run("qemu-img", "create", "-q", "-f", "qcow2", str(disk), "1M")
+    whole = session_host.count_steps(["image", "import", "stop-whole:v1", str(disk)])
+    assert whole.result.returncode == 0
+    assert not whole.reached
+    assert len(whole.steps) > 1
+
+    killed = session_host.stop_at(["image", "import", "stop-killed:v1", str(disk)], 2)
+    assert killed.reached
+    assert killed.result.returncode == -signal.SIGKILL
+    assert killed.steps == whole.steps[:2]
+
+    command = ["image", "import", "stop-interrupted:v1", str(disk)]
+    interrupted = session_host.stop_at(command, 2, "interrupt")
+    assert interrupted.reached
+    assert interrupted.result.returncode == 130
+
+    full = session_host.stop_at(["image", "import", "stop-full:v1", str(disk)], 2, "enospc")
+    assert full.reached
+    assert full.result.returncode == 1
+
+    beyond = session_host.stop_at(["image", "import", "stop-beyond:v1", str(disk)], 99)
+    assert not beyond.reached
+    assert beyond.result.returncode == 0

@@ -202,17 +202,17 @@ class Place:
 
 
 @contextmanager
-def place(account: Account, enter: tuple[str, ...] = (), **extra: str) -> Iterator[Place]:
+def place(account: Account, env: Mapping[str, str], enter: tuple[str, ...] = ()) -> Iterator[Place]:
     """Make private directories for an account; at the end end its processes and remove them.
 
     Args:
         account: whose directories.
+        env: variables added to the environment.
         enter: a command prefix that enters namespaces (nsenter ...).
-        extra: more environment variables.
     """
     top = Path(tempfile.mkdtemp(prefix="pl-", dir="/tmp"))
     try:
-        made = Place(account, top, _environment(account, top) | extra, enter)
+        made = Place(account, top, _environment(account, top) | dict(env), enter)
         _fill(made)
         yield made
     finally:
@@ -299,7 +299,7 @@ def main() -> int:
         return 2
     passed = {key: value for key, value in os.environ.items() if key.startswith("POCLAB_")}
     passed |= {key: os.environ[key] for key in ("CONNECT",) if key in os.environ}
-    with place(ordinary(), **passed) as made:
+    with place(ordinary(), passed) as made:
         return subprocess.run(made.argv(*command), check=False).returncode
 
 

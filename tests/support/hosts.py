@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,9 +213,10 @@ class Host:
 
     def restart_daemon(self, patience: float = 30) -> None:
         """End libvirtd as a package upgrade would, and wait until it answers again."""
-        for pid in self.daemons():
-            _kill(pid, signal.SIGTERM)
-            _wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), patience)  # type: ignore[misc]
+        before = [Path(f"/proc/{pid}") for pid in self.daemons()]
+        for entry in before:
+            _kill(int(entry.name), signal.SIGTERM)
+        _wait_for(lambda: not any(entry.exists() for entry in before), patience)
         # A session's daemon is started by the client that asks.
         _wait_for(lambda: self.run("virsh", "uri", check=False).returncode == 0, patience)
 
@@ -224,7 +225,7 @@ class Host:
 def session(account: Account | None = None) -> Iterator[Host]:
     """A qemu:///session of its own, its libvirtd started by the first client as usual."""
     uri = "qemu:///session"
-    with accounts.place(account or accounts.ordinary(), **_connect(uri)) as place:
+    with accounts.place(account or accounts.ordinary(), _connect(uri)) as place:
         yield Host(uri, place)
 
 
@@ -239,8 +240,8 @@ def system() -> Iterator[tuple[Host, Host]]:
     with _holder() as pid:
         enter = (*as_root(), "nsenter", "--net", "--mount", f"--target={pid}")
         with (
-            accounts.place(accounts.root(), enter, **_connect(uri)) as root,
-            accounts.place(accounts.member(), enter, **_connect(uri)) as member,
+            accounts.place(accounts.root(), _connect(uri), enter) as root,
+            accounts.place(accounts.member(), _connect(uri), enter) as member,
         ):
             yield Host(uri, root), Host(uri, member)
 
@@ -308,8 +309,7 @@ def _kill(pid: int, signum: int) -> None:
             _run([*as_root(), "kill", f"-{signum}", str(pid)], 10, None)
 
 
-def _wait_for(condition: object, patience: float) -> None:
-    assert callable(condition)
+def _wait_for(condition: Callable[[], bool], patience: float) -> None:
     limit = time.monotonic() + patience
     while not condition():
         if time.monotonic() > limit:
