@@ -32,7 +32,7 @@ def remove(host: Host, ref: Ref) -> bool:
                 why=f"{', '.join(used)} {'stands' if len(used) == 1 else 'stand'} on it",
                 fix=f"reset to another version first: poclab reset {used[0]} --to TAG",
             )
-        freed = store.remove(ref)
+        freed = store.remove(ref, _digests(host))
         _collect(host, store)
     host.settle()
     return freed

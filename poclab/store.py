@@ -53,6 +53,10 @@ class Volumes(Protocol):
         """Remove what interrupted commands left in staging."""
 
 
+class NewerFormatError(ValueError):
+    """A manifest that a newer poclab wrote: it holds, but cannot be understood here."""
+
+
 def now() -> str:
     """The time as records hold it: RFC 3339, UTC, seconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -79,17 +83,21 @@ def decode(data: bytes) -> Version:
     """Read a manifest.
 
     Raises:
-        ValueError: it is cut short, was changed, or is of another format.
+        NewerFormatError: a newer program wrote it.
+        ValueError: it is cut short or was changed.
     """
-    body = json.loads(data)
-    if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
-        raise ValueError("its checksum does not hold")
-    if body.pop("format") != FORMAT:
-        raise ValueError("it is of a newer format")
-    image, _, tag = str(body.pop("ref")).partition(":")
-    origin = Origin(**body.pop("origin"))
-    profile = Profile(body.pop("profile"))
-    return Version(ref=Ref(image, tag), origin=origin, profile=profile, **body)
+    try:
+        body = json.loads(data)
+        if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
+            raise ValueError("its checksum does not hold")
+        if body.pop("format") != FORMAT:
+            raise NewerFormatError("it is of a newer format")
+        image, _, tag = str(body.pop("ref")).partition(":")
+        origin = Origin(**body.pop("origin"))
+        profile = Profile(body.pop("profile"))
+        return Version(ref=Ref(image, tag), origin=origin, profile=profile, **body)
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"it is no manifest: {error!r}") from error
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
@@ -173,11 +181,18 @@ class Store:
 
     def _load(self, name: str) -> Version | None:
         try:
-            version = decode(self._pool.read(name))
-        except (ValueError, TypeError, KeyError, PoclabError) as error:
+            return self._read(name)
+        except ValueError as error:
             events.debug(f"{name} does not count: {error}")
-            return None
-        return version if manifest_volume(version.ref) == name else None
+        except PoclabError as error:
+            events.debug(f"{name} cannot be read: {error.why or error.what}")
+        return None
+
+    def _read(self, name: str) -> Version:
+        version = decode(self._pool.read(name))
+        if manifest_volume(version.ref) != name:
+            raise ValueError(f"it is the manifest of {version.ref}")
+        return version
 
     # --- writing -----------------------------------------------------------------------
 
@@ -199,6 +214,20 @@ class Store:
                 why=f"a version never changes; this one was {found.origin.kind} {found.created}",
                 fix=f"choose another tag, or remove it: poclab image rm {ref}",
             )
+        if self._newer(manifest_volume(ref)):
+            raise PoclabError(
+                f"{ref} exists already",
+                why="a newer poclab made it; this one does not understand it",
+                fix="choose another tag, or use the newer poclab",
+            )
+
+    def _newer(self, manifest: str) -> bool:
+        if manifest in self._pool.names():
+            try:
+                self._read(manifest)
+            except ValueError as error:
+                return isinstance(error, NewerFormatError)
+        return False
 
     def publish(
         self,
@@ -239,7 +268,7 @@ class Store:
         base = base_volume(version.digest)
         with self.changing():
             self.refuse_existing(ref)
-            if base not in self._bases_in_use():
+            if base not in {base_volume(version.digest) for version in self.versions()}:
                 events.step("base", volume=base)
                 self._pool.adopt(base, file)  # one there without a manifest may be cut short
             events.step("manifest", version=str(ref))
@@ -262,8 +291,12 @@ class Store:
             self._pool.write(manifest_volume(target), encode(version))
             return version
 
-    def remove(self, ref: Ref) -> bool:
-        """Remove a version, and its base when no other version has it; call within `changing`.
+    def remove(self, ref: Ref, used: frozenset[str] = frozenset()) -> bool:
+        """Remove a version, and its base when nothing else has it; call within `changing`.
+
+        Args:
+            ref: the version.
+            used: digests of bases that VMs stand on; these stay.
 
         Returns:
             Whether the base disk went too.
@@ -271,11 +304,11 @@ class Store:
         Raises:
             PoclabError: there is no such version.
         """
-        version = self.get(ref)
+        base, manifest = base_volume(self.get(ref).digest), manifest_volume(ref)
+        needed, _ = self._survey(used, without=manifest)
         events.step("remove manifest", version=str(ref))
-        self._pool.delete(manifest_volume(ref))
-        base = base_volume(version.digest)
-        if base in self._bases_in_use():
+        self._pool.delete(manifest)
+        if base in needed:
             return False
         events.step("remove base", volume=base)
         self._pool.delete(base)
@@ -288,14 +321,33 @@ class Store:
 
         Args:
             used: digests of bases that VMs stand on; these are never garbage.
-        """
-        needed = self._bases_in_use() | {base_volume(digest) for digest in used}
-        return [
-            name
-            for name in self._pool.names()
-            if (name.startswith(_BASE) and name not in needed)
-            or (name.startswith(_MANIFEST) and self._load(name) is None)
-        ]
 
-    def _bases_in_use(self) -> set[str]:
-        return {base_volume(version.digest) for version in self.versions()}
+        Raises:
+            PoclabError: a manifest is there and cannot be read: then nobody can tell.
+        """
+        needed, damaged = self._survey(used)
+        bases = [name for name in self._pool.names() if name.startswith(_BASE)]
+        return [name for name in bases if name not in needed] + damaged
+
+    def _survey(self, used: frozenset[str], without: str = "") -> tuple[set[str], list[str]]:
+        """The bases that something needs, one manifest aside, and the manifests that do not count.
+
+        What decides over deletion goes by what was read, never by what could not be read.
+
+        Raises:
+            PoclabError: a manifest is there and cannot be read.
+        """
+        names = self._pool.names()
+        needed = {base_volume(digest) for digest in used}
+        damaged: list[str] = []
+        for name in names:
+            if not name.startswith(_MANIFEST) or name == without:
+                continue
+            try:
+                needed.add(base_volume(self._read(name).digest))
+            except NewerFormatError:
+                # What it stands on cannot be known: every base may be it.
+                needed.update(other for other in names if other.startswith(_BASE))
+            except ValueError:
+                damaged.append(name)
+        return needed, damaged

@@ -141,6 +141,8 @@ class LocalPool:
                 data = file.read(_SMALL + 1)
         except FileNotFoundError as error:
             raise PoclabError(f"volume {name} is not there") from error
+        except OSError as error:
+            raise PoclabError(f"volume {name} cannot be read", why=str(error.strerror)) from error
         if len(data) > _SMALL:
             raise PoclabError(f"volume {name} is larger than a manifest can be")
         return data
