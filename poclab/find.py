@@ -35,7 +35,7 @@ def find_vm(vms: Sequence[ObservedVm], text: str, lab: str | None = None) -> Obs
     if found:
         paths = ", ".join(vm.record.path for vm in found)
         raise UsageError(f"{name} is in several labs", why=paths, fix="write LAB/VM")
-    raise _unknown(vms, text)
+    raise _unknown(vms, name if where is None else f"{where}/{name}")
 
 
 def find_lab(vms: Iterable[ObservedVm], lab: str) -> list[ObservedVm]:
@@ -56,7 +56,9 @@ def find_lab(vms: Iterable[ObservedVm], lab: str) -> list[ObservedVm]:
 
 
 def _unknown(vms: Sequence[ObservedVm], text: str) -> PoclabError:
-    names = [vm.record.path for vm in vms] + [vm.record.name for vm in vms]
+    names = [vm.record.path for vm in vms]
+    if "/" not in text:
+        names += [vm.record.name for vm in vms]
     near = get_close_matches(text, names, n=1)
     if near:
         return PoclabError(f"there is no VM {shown(text)}", why=f"did you mean {near[0]}?")

@@ -34,6 +34,7 @@ from poclab.records import (
     differences,
     entry,
     hardware,
+    overwritten,
     record_differences,
     remade,
     shrunk,
@@ -143,16 +144,13 @@ class Observed:
 def versions_needed(lab: Lab, observed: Observed) -> list[Ref]:
     """The versions that planning a lab will make disks of."""
     existing = observed.of(lab.name)
-    needed = {
-        vm.image
-        for vm in lab.vms
-        if vm.name not in existing
-        or vm.image != existing[vm.name].record.wanted
-        or existing[vm.name].record.overlay not in observed.volumes
-    }
-    needed |= {
-        vm.record.version for vm in existing.values() if vm.record.overlay not in observed.volumes
-    }
+    needed: set[Ref] = set()
+    for vm in lab.vms:
+        found = existing.get(vm.name)
+        if found is None or vm.image != found.record.wanted:
+            needed.add(vm.image)
+        elif found.record.overlay not in observed.volumes:
+            needed.add(found.record.version)
     return sorted(needed)
 
 
@@ -233,7 +231,12 @@ class _Planner:
                 found.append(
                     f"{vm.name}: qemu:///session has room for {SESSION_NIC_LIMIT} networks"
                 )
-            found += [f"{vm.name}: {line}" for line in shrunk(self.existing.get(vm.name), vm)]
+            there = self.existing.get(vm.name)
+            lines = [
+                *shrunk(there, vm, new_disk=self._new_disk(target, there)),
+                *overwritten(there, vm, self.observed.volumes),
+            ]
+            found += [f"{vm.name}: {line}" for line in lines]
         if not self.observed.session:
             names = (f"{self.lab.name}.{network.name}" for network in self.lab.networks)
             taken = [name for name in names if name in self.observed.foreign.networks]
@@ -281,6 +284,13 @@ class _Planner:
             history=before.history if before else (),
         )
 
+    def _new_disk(self, target: VmRecord, found: ObservedVm | None) -> bool:
+        """Whether the VM gets a new system disk."""
+        if found is None or found.record.overlay not in self.observed.volumes:
+            return True
+        before = found.record
+        return (target.version, target.digest) != (before.version, before.digest)
+
     def vm(self, vm: Vm) -> Action | None:
         target = self.targets[vm.name]
         found = self.existing.get(vm.name)
@@ -289,11 +299,10 @@ class _Planner:
             return Action(Verb.CREATE, vm.name, (f"not there yet, from {vm.image}",), record)
         before = found.record
         if before.overlay not in self.observed.volumes:
-            reason = "its system disk is missing"
-            return self._reset(target, found, (reason,), discards="")
-        if (target.version, target.digest) != (before.version, before.digest):
+            return self._reset(target, found, "its system disk is missing", ())
+        if self._new_disk(target, found):
             reason = f"image {before.wanted} -> {vm.image}"
-            return self._reset(target, found, (reason,), discards="its system disk")
+            return self._reset(target, found, reason, ("its system disk",))
         reasons = differences(before, target)
         pending = found.live is not None and hardware(found.live) != hardware(before)
         if pending and not reasons:
@@ -305,17 +314,20 @@ class _Planner:
         return self._settle(target, found)
 
     def _reset(
-        self, target: VmRecord, found: ObservedVm, reasons: tuple[str, ...], *, discards: str
+        self, target: VmRecord, found: ObservedVm, reason: str, lost: tuple[str, ...]
     ) -> Action:
+        kept = {disk.name for disk in target.disks if disk.keep}
+        # A data disk without `keep` goes with the system disk.
+        gone = [x.name for x in found.record.disks if not x.keep and x.name not in kept]
         record = remade(target, "reset", self.stamp)
         return Action(
             Verb.RESET,
             target.name,
-            reasons,
+            (reason,),
             record,
             before=found,
             reboots=found.active,
-            discards=discards,
+            discards=", ".join([*lost, *(f"data disk {name}" for name in gone)]),
         )
 
     def _change(self, target: VmRecord, found: ObservedVm, reasons: tuple[str, ...]) -> Action:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from poclab.model import HistoryEntry, ObservedVm, Vm, VmRecord
@@ -40,8 +40,8 @@ def hardware(record: VmRecord) -> tuple[object, ...]:
         record.profile,
         record.nics,
         disks,
-        record.disk_size,
         record.forwards,
+        record.user,  # the guest makes this user's authorized_keys when it boots
     )
 
 
@@ -78,17 +78,49 @@ def garbage(
     ]
 
 
-def shrunk(found: ObservedVm | None, vm: Vm) -> Iterator[str]:
-    """Data disks that the file makes smaller than they are, in words."""
+def shrunk(found: ObservedVm | None, vm: Vm, *, new_disk: bool = False) -> Iterator[str]:
+    """Disks that the file makes smaller than they are, in words.
+
+    Args:
+        found: the VM as it is, if there is one.
+        vm: the VM as asked for.
+        new_disk: it gets a new system disk anyway, of whatever size.
+    """
     if found is None:
         return
+    before, after = found.record.disk_size or 0, vm.disk_size
+    if after is not None and after < before and not new_disk:
+        yield (
+            f"the system disk has {format_size(before)} and cannot shrink to {format_size(after)}"
+        )
     sizes = {disk.name: disk.size for disk in found.record.disks}
     for disk in vm.disks:
-        if disk.size < sizes.get(disk.name, 0):
+        anew = new_disk and not disk.keep
+        if disk.size < sizes.get(disk.name, 0) and not anew:
             yield (
                 f"data disk {disk.name} has {format_size(sizes[disk.name])}"
                 f" and cannot shrink to {format_size(disk.size)}"
             )
+
+
+def overwritten(found: ObservedVm | None, vm: Vm, names: Container[str]) -> Iterator[str]:
+    """Kept data disks of an earlier VM that `keep: true` on another disk would replace, in words.
+
+    Args:
+        found: the VM as it is, if there is one.
+        vm: the VM as asked for.
+        names: the volumes there are.
+    """
+    passing = {disk.name: disk for disk in found.record.disks if not disk.keep} if found else {}
+    for disk in vm.disks:
+        before = passing.get(disk.name)
+        if found and disk.keep and before:
+            kept = data_volume(found.record, disk)
+            if kept in names and data_volume(found.record, before) in names:
+                yield (
+                    f"data disk {disk.name} cannot be kept from now on: one of that name was kept"
+                    f" before ({kept}); give it another name, or delete that volume"
+                )
 
 
 def disk_differences(before: VmRecord, target: VmRecord) -> Iterator[str]:
@@ -98,9 +130,10 @@ def disk_differences(before: VmRecord, target: VmRecord) -> Iterator[str]:
     for name, disk in new.items():
         if name not in old:
             yield f"new data disk {name}"
-        elif old[name].size != disk.size:
+            continue
+        if old[name].size != disk.size:
             yield f"data disk {name} {format_size(old[name].size)} -> {format_size(disk.size)}"
-        elif old[name].keep != disk.keep:
+        if old[name].keep != disk.keep:
             yield f"data disk {name} is {'kept' if disk.keep else 'no longer kept'} from now on"
     for name, disk in old.items():
         if name not in new:
@@ -112,7 +145,7 @@ def disk_differences(before: VmRecord, target: VmRecord) -> Iterator[str]:
 
 def record_differences(before: VmRecord, target: VmRecord) -> Iterator[str]:
     """What differs that no guest notices, in words."""
-    for name in ("wanted", "user", "after", "ready"):
+    for name in ("wanted", "after", "ready", "disk_size"):
         if getattr(before, name) != getattr(target, name):
             yield f"{name} changed in the lab file"
 
@@ -120,16 +153,22 @@ def record_differences(before: VmRecord, target: VmRecord) -> Iterator[str]:
 def differences(before: VmRecord, target: VmRecord) -> list[str]:
     """What needs a new definition, in words."""
     lines: list[str] = []
+    if before.profile != target.profile:
+        lines.append(f"profile {before.profile.value} -> {target.profile.value}")
+    if before.user != target.user:
+        lines.append(f"user {before.user} -> {target.user}")
     if before.cpus != target.cpus:
         lines.append(f"cpus {before.cpus} -> {target.cpus}")
     if before.memory != target.memory:
         lines.append(f"memory {format_size(before.memory)} -> {format_size(target.memory)}")
     if before.nics != target.nics:
-        lines.append(f"networks {_nics(before)} -> {_nics(target)}")
+        addresses = f"networks {_nics(before)} -> {_nics(target)}"
+        same = _nics(before) == _nics(target)
+        lines.append("another mode or MAC address of networks" if same else addresses)
     if before.forwards != target.forwards:
         lines.append(f"ports {_forwards(before)} -> {_forwards(target)}")
-    if before.disk_size != target.disk_size:
-        lines.append("another size of the system disk")
+    if target.disk_size is not None and before.disk_size != target.disk_size:
+        lines.append(f"system disk of {format_size(target.disk_size)}")
     lines += disk_differences(before, target)
     return lines
 

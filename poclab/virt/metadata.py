@@ -100,7 +100,8 @@ def vm_record(element: Element) -> VmRecord:
     """Read a VM's metadata element.
 
     Raises:
-        ValueError: it is not one this program wrote (another format, a part missing).
+        ValueError: it is not one this program wrote (another format, a part missing, a disk
+            that is not the VM's own and that must not be deleted with it).
     """
     element = _bare(element)
     if element.tag != "vm" or element.get("format") != FORMAT:
@@ -109,6 +110,9 @@ def vm_record(element: Element) -> VmRecord:
     hardware = _one(element, "hardware")
     login = _one(element, "login")
     try:
+        own = f"overlay.{element.attrib['lab']}.{element.attrib['name']}."
+        if not version.attrib["overlay"].startswith(own):
+            raise ValueError(f"metadata with another VM's disk: {version.attrib['overlay']}")
         return VmRecord(
             lab=element.attrib["lab"],
             name=element.attrib["name"],
