@@ -329,6 +329,15 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert there.read_bytes() == b"precious"
 
 
+def test_resize_enlarges_and_never_shrinks(tmp_path: Path) -> None:
+    path = qcow2(tmp_path / "a:b.qcow2", size="8M")
+    disk.resize(path, 16 * MIB)
+    assert disk.virtual_size(path) == 16 * MIB
+    with pytest.raises(PoclabError, match="cannot be enlarged"):
+        disk.resize(path, 4 * MIB)
+    assert disk.virtual_size(path) == 16 * MIB
+
+
 def test_check_finds_damage(tmp_path: Path) -> None:
     path = qcow2(tmp_path / "a.qcow2", "-o", "preallocation=full")
     disk.check(path)
