@@ -150,7 +150,9 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 env=_environment(env),
                 cwd=cwd,
-                start_new_session=True,
+                # A group of its own, to be ended as a whole; not a session of its own, which
+                # would have no terminal, and sudo remembers a password by terminal.
+                process_group=0,
             )
         except FileNotFoundError as error:
             raise _missing(argv[0]) from error
