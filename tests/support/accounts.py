@@ -217,7 +217,7 @@ def place(account: Account, env: Mapping[str, str], enter: tuple[str, ...] = ())
         yield made
     finally:
         end_processes(top)
-        subprocess.run([*_remover(account), "rm", "-rf", str(top)], timeout=60, check=False)
+        _remove(account, top)
 
 
 def _environment(account: Account, top: Path) -> dict[str, str]:
@@ -257,8 +257,13 @@ def _fill(made: Place) -> None:
         os.chown(path, owner.uid, owner.gid)
 
 
-def _remover(account: Account) -> tuple[str, ...]:
-    return as_root() if account.uid != os.getuid() else ()
+def _remove(account: Account, top: Path) -> None:
+    who = as_root() if account.uid != os.getuid() else ()
+    # podman's storage has files of subordinate ids, which only its user namespace can remove.
+    for tool in ((), ("podman", "unshare")):
+        if top.exists():
+            argv = [*who, *tool, "rm", "-rf", str(top)]
+            subprocess.run(argv, capture_output=True, timeout=120, check=False)
 
 
 def processes(top: Path) -> dict[int, str]:
