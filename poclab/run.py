@@ -204,6 +204,8 @@ _PACKAGES = {
     "debugfs": "e2fsprogs",
     "mcopy": "mtools",
     "mformat": "mtools",
+    "mmd": "mtools",
+    "e2fsck": "e2fsprogs",
     "sfdisk": "fdisk (Debian, Ubuntu) or util-linux (Fedora)",
     "sudo": "sudo",
 }

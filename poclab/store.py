@@ -268,11 +268,17 @@ class Store:
         base = base_volume(version.digest)
         with self.changing():
             self.refuse_existing(ref)
-            if base not in {base_volume(version.digest) for version in self.versions()}:
-                events.step("base", volume=base)
-                self._pool.adopt(base, file)  # one there without a manifest may be cut short
-            events.step("manifest", version=str(ref))
-            self._pool.write(manifest_volume(ref), encode(version))
+            found = base in self._pool.names()
+            try:
+                if base not in {base_volume(version.digest) for version in self.versions()}:
+                    events.step("base", volume=base)
+                    self._pool.adopt(base, file)  # one there without a manifest may be cut short
+                events.step("manifest", version=str(ref))
+                self._pool.write(manifest_volume(ref), encode(version))
+            except BaseException:
+                if not found:
+                    self._pool.delete(base)
+                raise
         return version
 
     def tag(self, source: Ref, target: Ref) -> Version:
