@@ -21,7 +21,6 @@ from poclab.virt.guest import Guest
 from poclab.virt.host import Host
 from poclab.virt.xml import domain_xml
 
-
 # Seconds that a guest with data to keep gets to shut down before a reset or `down` ends it.
 _PATIENCE = 30.0
 

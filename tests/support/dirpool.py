@@ -29,7 +29,7 @@ class DirectoryPool:
         file.rename(self.root / name)
 
     def delete(self, name: str) -> None:
-        (self.root / name).unlink()
+        (self.root / name).unlink(missing_ok=True)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
