@@ -84,6 +84,7 @@ class _Work:
 
     def run(self) -> list[Reset]:
         store = Store(self._host.pool, self._host.uri)
+        _ = self._host.traits  # says, before anything is touched, that KVM is not to be had
         with store.reading():
             versions = self._checked(store)
             wanted = {path: self._target(path, version) for path, version in versions.items()}

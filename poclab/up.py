@@ -96,6 +96,8 @@ class _Applier:
                 raise PoclabError(
                     f"lab {self._lab.name} changed since the plan was shown", fix="run it again"
                 )
+            if todo.of(*_VM_VERBS):
+                _ = host.traits  # says, before anything is touched, that KVM is not to be had
             self._records = dict(todo.records)
             self._removals(todo)
             self._networks(todo)

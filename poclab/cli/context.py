@@ -120,6 +120,27 @@ def lab_file(text: str) -> Path:
     )
 
 
+def image_directory(text: str) -> Path:
+    """The directory that `image build` was given: a name means images/NAME.
+
+    Raises:
+        UsageError: there is no such directory.
+    """
+    if "/" in text:
+        return Path(text)
+    check_name("image", text)
+    images = Path(_options.directory) / "images"
+    found = images / text
+    if (found / "image.yaml").is_file():
+        return found
+    there = sorted(item.parent.name for item in images.glob("*/image.yaml"))
+    raise UsageError(
+        f"there is no image definition {shown(text)}",
+        why=f"{found}/image.yaml is not there; images/ has {', '.join(there) or 'none'}",
+        fix="go to the directory that has images/, or name it with -C, or give a path",
+    )
+
+
 def load_lab(text: str) -> Lab:
     """Read the lab file that `up` was given."""
     from poclab.schema import load_lab as load

@@ -54,11 +54,7 @@ def build(
     from poclab.store import Store
 
     check_tag(tag)
-    path = Path(image)
-    if "/" not in image:
-        check_name("image", image)
-        path = Path(context.options().directory) / "images" / image
-    definition = load_image(path)
+    definition = load_image(context.image_directory(image))
     arguments = dict(_key_value(item) for item in build_arg or ())
     with context.host() as host:
         collect(host)

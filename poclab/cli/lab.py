@@ -204,16 +204,16 @@ def status(
 
     wanted = frozenset(check_name("lab", lab) for lab in labs or ())
     with context.host() as host:
-        _show_status(rows(host, wanted), form)
+        _show_status(rows(host, wanted), form, ", ".join(sorted(wanted)))
 
 
-def _show_status(rows: list[VmRow], form: Format) -> None:
+def _show_status(rows: list[VmRow], form: Format, labs: str = "") -> None:
     output.listing(
         rows,
         output.STATUS,
         form,
         lambda row: f"{row.lab}/{row.vm}",
-        empty="no lab is up on this host",
+        empty=f"not up on this host: {labs}" if labs else "no lab is up on this host",
     )
 
 
