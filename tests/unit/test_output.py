@@ -1,0 +1,193 @@
+"""What is printed: data to standard output, the rest to standard error."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+
+import pytest
+import yaml
+
+from poclab import output
+from poclab.errors import PoclabError, Problems
+from poclab.events import Event
+from poclab.output import Column, Format, Reporter, listing
+from poclab.status import HistoryRow, ImageRow, VmRow
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tests' own."""
+
+    name: str
+    tag: str
+    size: int
+
+
+ROWS = [Row("shop", "1.10", 2048), Row("on", "007", 0), Row("[bold]x", "1e3", 5 * 1024**3)]
+COLUMNS = (Column("NAME", "name"), Column("TAG", "tag"), Column("SIZE", "size", output.size))
+
+
+def show(form: Format, rows: list[Row] | None = None, empty: str = "") -> None:
+    """Print the rows."""
+    listing(ROWS if rows is None else rows, COLUMNS, form, lambda row: row.name, empty)
+
+
+def test_a_table_leaves_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Format.TABLE)
+    out, err = capsys.readouterr()
+    assert [line.split(maxsplit=2) for line in out.splitlines()] == [
+        ["NAME", "TAG", "SIZE"],
+        ["shop", "1.10", "2 KiB"],
+        ["on", "007", "0 B"],
+        ["[bold]x", "1e3", "5 GiB"],
+    ]
+    assert err == ""
+
+
+def test_json_is_a_list_of_flat_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Format.JSON)
+    assert json.loads(capsys.readouterr().out)[0] == {"name": "shop", "tag": "1.10", "size": 2048}
+
+
+def test_yaml_reads_back_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Format.YAML)
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found[1] == {"name": "on", "tag": "007", "size": 0}
+    assert list(found[0]) == ["name", "tag", "size"]
+
+
+def test_names_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Format.NAME)
+    assert capsys.readouterr().out == "shop\non\n[bold]x\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [(Format.TABLE, ""), (Format.JSON, "[]\n"), (Format.YAML, "[]\n"), (Format.NAME, "")],
+)
+def test_no_rows_are_no_data(
+    form: Format, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(form, [], "there is nothing")
+    out, err = capsys.readouterr()
+    assert out == expected
+    assert err == ("there is nothing\n" if form is Format.TABLE else "")
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "keys"),
+    [
+        (
+            VmRow("l", "v", "running", "a:1", "sha256:ab", "10.0.0.1", "yes", None),
+            output.STATUS,
+            "lab vm state version tag_digest address ready uptime",
+        ),
+        (
+            ImageRow("a", "1", "sha256:ab", "t", "built x", 1, ""),
+            output.IMAGES,
+            "name tag digest created origin size used_by",
+        ),
+        (
+            HistoryRow("t", "l", "v", "reset", "a:1", "sha256:ab", "me"),
+            output.HISTORY,
+            "time lab vm action version digest by",
+        ),
+    ],
+    ids=["status", "image ls", "history"],
+)
+def test_the_keys_of_listings_are_a_promise(
+    row: object, columns: tuple[Column, ...], keys: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing([row], columns, Format.JSON, str)
+    (found,) = json.loads(capsys.readouterr().out)
+    assert list(found) == keys.split()
+    assert {column.key for column in columns} <= set(found)
+    listing([row], columns, Format.TABLE, str)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_an_unknown_uptime_is_a_dash() -> None:
+    assert output.seconds(None) == "-"
+    assert output.seconds(0) == "0.0s"
+    assert output.short_digest("sha256:" + "0123456789abcdef" * 4) == "0123456789ab"
+
+
+def test_an_error_is_three_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    output.show_error(PoclabError("it broke", why="so it goes", fix="mend it"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: it broke\nwhy: so it goes\nfix: mend it\n"
+
+
+def test_several_faults_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    output.show_error(Problems("2 faults", ["f:1:2: a", "f:3:4: b"]))
+    assert capsys.readouterr().err.splitlines() == ["f:1:2: a", "f:3:4: b", "2 faults"]
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+def reported(*events: Event, **options: bool) -> list[str]:
+    """What a reporter prints to a pipe."""
+    reporter = Reporter(**options)
+    stream = io.StringIO()
+    reporter._err = stream
+    for event in events:
+        reporter(event)
+    reporter.close()
+    return stream.getvalue().splitlines()
+
+
+EVENTS = (
+    Event("step", "overlay", {"vm": "vm1"}),
+    Event("note", "vm1: ready"),
+    Event("warning", "no KVM"),
+    Event("debug", "details"),
+    Event("progress", "storing", {"done": 1, "total": 4}),
+)
+
+
+def test_a_pipe_gets_notes_warnings_and_progress() -> None:
+    assert reported(*EVENTS) == ["vm1: ready", "warning: no KVM", "storing 25%"]
+
+
+def test_quiet_leaves_warnings_only() -> None:
+    assert reported(*EVENTS, quiet=True) == ["warning: no KVM"]
+
+
+def test_verbose_says_every_step() -> None:
+    lines = reported(*EVENTS, verbose=True)
+    assert len(lines) == 5
+    assert lines[0].endswith("step: overlay vm=vm1")
+    assert lines[3].endswith("debug: details")
+
+
+def test_progress_in_a_pipe_is_a_line_a_step_not_a_line_an_event() -> None:
+    steps = [Event("progress", "storing", {"done": n, "total": 100}) for n in range(100)]
+    assert reported(*steps, Event("progress", "checking")) == ["storing", "checking"]
+
+
+def test_markup_in_a_text_stays_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter = Reporter()
+    stream = io.StringIO()
+    reporter._err, reporter._terminal = stream, True
+    reporter(Event("progress", "waiting for [red]x"))
+    reporter(Event("warning", "[bold]not bold"))
+    reporter.close()
+    assert "warning: [bold]not bold" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [("y\n", True), ("YES\n", True), ("n\n", False), ("", False)]
+)
+def test_anything_but_yes_is_no(
+    answer: str,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert output.ask("Remove it?") is expected
+    assert capsys.readouterr() == ("", "Remove it? [y/N] ")
