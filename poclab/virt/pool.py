@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 import libvirt
@@ -306,7 +307,7 @@ class StreamPool:
         self.delete(name)
         size = file.stat().st_size
         with libvirt_errors(f"volume {name} cannot be written"), file.open("rb") as content:
-            volume = self._create(name, "raw", size, mode="0444")
+            volume = self._create(name, "raw", size, mode=self._base_mode())
             stream = self._conn.newStream(0)
             volume.upload(stream, 0, size, 0)
             sent = 0
@@ -401,6 +402,14 @@ class StreamPool:
                     continue
                 raise PoclabError("the storage pool does not answer", why=str(error)) from error
             return
+
+    def _base_mode(self) -> str:
+        """The mode of a base: it never changes; QEMU opens it read-only.
+
+        A daemon without root could not fill a file that it may not write itself, and no call of
+        libvirt's changes a mode afterwards.
+        """
+        return "0644" if urlsplit(self._conn.getURI()).path.endswith("/session") else "0444"
 
     def _volume(self, name: str) -> libvirt.virStorageVol:
         return self._pool.storageVolLookupByName(name)

@@ -1,0 +1,279 @@
+"""What every storage pool must do, as checks that one process runs on a real libvirt.
+
+    python -m tests.support.pool_contract local|stream CHECK
+
+runs one check on the pool `poclab` of the connection in LIBVIRT_DEFAULT_URI, with the class that
+is asked for, and fails with a traceback. tests/integration/test_pool.py runs every check of
+`CHECKS` for both classes, as the account whose session it is.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from poclab.errors import PoclabError
+from poclab.virt.host import Host, connect
+from poclab.virt.pool import LocalPool, StreamPool
+
+MIB = 1024**2
+AnyPool = LocalPool | StreamPool
+CHECKS: dict[str, Callable[[AnyPool], None]] = {}
+
+
+def check(function: Callable[[AnyPool], None]) -> Callable[[AnyPool], None]:
+    """Take a function into `CHECKS`."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def refused(action: Callable[[], object], words: str) -> PoclabError:
+    """The error that an action ends with."""
+    with pytest.raises(PoclabError) as caught:
+        action()
+    assert words in str(caught.value), str(caught.value)
+    return caught.value
+
+
+def file(pool: AnyPool, content: bytes) -> Path:
+    """A file outside the pool."""
+    handle, name = tempfile.mkstemp()
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(content)
+    return Path(name)
+
+
+def base(pool: AnyPool, name: str = "base.t.qcow2", size: int = 8 * MIB) -> str:
+    """A base disk in the pool."""
+    path = file(pool, b"")
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size)], check=True, timeout=60
+    )
+    pool.adopt(name, path)
+    return name
+
+
+def info(pool: AnyPool, name: str) -> str:
+    """What qemu-img says of a volume and what it stands on."""
+    return subprocess.run(
+        ["qemu-img", "info", "--backing-chain", pool.path(name)],
+        check=True, timeout=60, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+
+
+@check
+def small_volumes_come_back(pool: AnyPool) -> None:
+    """What is written is read, whatever its size, and another content replaces it."""
+    for content in (b"", b"x", b"\0" * 4096, os.urandom(70_000), b"short again", b"{}" * 500_000):
+        pool.write("manifest.t.v1.json", content)
+        assert pool.read("manifest.t.v1.json") == content
+        assert pool.stat("manifest.t.v1.json").size == len(content)
+    assert pool.names().count("manifest.t.v1.json") == 1
+
+
+@check
+def names_are_sorted_and_complete(pool: AnyPool) -> None:
+    """Every volume is listed once, and nothing else."""
+    before = set(pool.names())
+    for name in ("b", "a", "c.with-dots_and.UPPER"):
+        pool.write(name, b"")
+    found = pool.names()
+    assert found == sorted(found)
+    assert set(found) - before == {"a", "b", "c.with-dots_and.UPPER"}
+
+
+@check
+def what_is_not_there_is_said(pool: AnyPool) -> None:
+    """Reading, measuring and the like of no volume is an error; deleting it is fine."""
+    refused(lambda: pool.read("none"), "none")
+    refused(lambda: pool.stat("none"), "none")
+    refused(lambda: pool.capacity("none"), "none")
+    refused(lambda: pool.grow("none", MIB), "none")
+    refused(lambda: pool.rename("none", "other"), "")
+    pool.delete("none")
+    assert "other" not in pool.names()
+
+
+@check
+def deleting_deletes(pool: AnyPool) -> None:
+    """A deleted volume is gone, and its name is free."""
+    pool.write("x", b"1")
+    pool.delete("x")
+    assert "x" not in pool.names()
+    assert not Path(pool.path("x")).exists()
+    pool.write("x", b"2")
+    assert pool.read("x") == b"2"
+    base(pool)
+    pool.delete("base.t.qcow2")
+    assert "base.t.qcow2" not in pool.names()
+
+
+@check
+def an_adopted_file_is_used_up_and_read_only(pool: AnyPool) -> None:
+    """The volume has the file's bytes, nobody can write it, and the file is gone."""
+    content = os.urandom(3 * MIB + 17)
+    path = file(pool, content)
+    pool.adopt("base.t.qcow2", path)
+    assert not path.exists()
+    target = Path(pool.path("base.t.qcow2"))
+    assert target.read_bytes() == content
+    session = os.environ["LIBVIRT_DEFAULT_URI"].endswith("/session")
+    # A session's daemon is no root: it could not fill a file that it may not write.
+    others = 0o022 if session and isinstance(pool, StreamPool) else 0o222
+    assert target.stat().st_mode & others == 0, oct(target.stat().st_mode)
+    assert pool.stat("base.t.qcow2").size == len(content)
+    pool.adopt("base.t.qcow2", file(pool, b"another"))
+    assert target.read_bytes() == b"another"
+
+
+@check
+def an_overlay_stands_on_its_base(pool: AnyPool) -> None:
+    """It has the size asked for, and a backing format, so that nothing is guessed."""
+    base(pool)
+    pool.overlay("overlay.t.qcow2", "base.t.qcow2", 16 * MIB)
+    assert pool.capacity("overlay.t.qcow2") == 16 * MIB
+    text = info(pool, "overlay.t.qcow2")
+    assert f"backing file: {pool.path('base.t.qcow2')}" in text, text
+    assert "backing file format: qcow2" in text, text
+    assert pool.capacity("base.t.qcow2") == 8 * MIB
+
+
+@check
+def an_overlay_is_never_made_over_another(pool: AnyPool) -> None:
+    """A name that is taken, and a base that is not there, are errors."""
+    base(pool)
+    refused(lambda: pool.overlay("overlay.t.qcow2", "base.none.qcow2", 16 * MIB), "")
+    assert "overlay.t.qcow2" not in pool.names()
+
+
+@check
+def blank_disks_grow_and_are_renamed(pool: AnyPool) -> None:
+    """A data disk is made, enlarged and renamed; its content goes along."""
+    pool.blank("scratch.t.qcow2", 8 * MIB)
+    assert pool.capacity("scratch.t.qcow2") == 8 * MIB
+    subprocess.run(
+        ["qemu-io", "-c", "write -P 0x5a 1M 64k", pool.path("scratch.t.qcow2")],
+        check=True, timeout=60, capture_output=True,
+    )  # fmt: skip
+    pool.grow("scratch.t.qcow2", 32 * MIB)
+    assert pool.capacity("scratch.t.qcow2") == 32 * MIB
+    pool.rename("scratch.t.qcow2", "data.t.qcow2")
+    assert "scratch.t.qcow2" not in pool.names()
+    assert pool.capacity("data.t.qcow2") == 32 * MIB
+    done = subprocess.run(
+        ["qemu-io", "-c", "read -P 0x5a 1M 64k", pool.path("data.t.qcow2")],
+        check=True, timeout=60, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "verification failed" not in done.stdout, done.stdout
+    assert "backing file" not in info(pool, "data.t.qcow2")
+
+
+@check
+def sparse_disks_stay_sparse(pool: AnyPool) -> None:
+    """A large empty disk takes next to nothing."""
+    pool.blank("scratch.t.qcow2", 1024 * MIB)
+    assert pool.stat("scratch.t.qcow2").allocated < 2 * MIB
+    assert pool.capacity("scratch.t.qcow2") == 1024 * MIB
+
+
+@check
+def staging_is_private_and_goes(pool: AnyPool) -> None:
+    """Files to adopt have a directory of their own; it is no volume and does not stay."""
+    before = pool.names()
+    with pool.staging() as directory:
+        assert directory.stat().st_mode & 0o077 == 0
+        (directory / "disk").write_bytes(b"content")
+        assert pool.names() == before
+        assert pool.leftovers() == []
+        pool.adopt("base.t.qcow2", directory / "disk")
+    assert not directory.exists()
+    assert Path(pool.path("base.t.qcow2")).read_bytes() == b"content"
+
+
+@check
+def what_a_killed_command_left_is_swept(pool: AnyPool) -> None:
+    """Staging of a process that is gone is a leftover; that of a living one is not."""
+    code = (
+        "import os, sys\n"
+        "from tests.support.pool_contract import opened\n"
+        "with opened(sys.argv[1]) as pool, pool.staging() as directory:\n"
+        "    (directory / 'disk').write_bytes(b'x')\n"
+        "    print(directory, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    kind = "local" if isinstance(pool, LocalPool) else "stream"
+    done = subprocess.run(
+        [sys.executable, "-c", code, kind], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == -9, done.stderr
+    left = Path(done.stdout.strip())
+    with pool.staging() as own:
+        assert left.exists()
+        assert [Path(name).name for name in pool.leftovers()] == [left.name]
+        pool.sweep()
+        assert own.exists()
+    assert not left.exists()
+    assert pool.leftovers() == []
+
+
+@check
+def both_classes_see_the_same(pool: AnyPool) -> None:
+    """What one writes the other lists and reads, once it looked again."""
+    pool.write("manifest.t.v1.json", b"written")
+    base(pool)
+    pool.overlay("overlay.t.qcow2", "base.t.qcow2", 16 * MIB)
+    pool.refresh()
+    other_kind = "stream" if isinstance(pool, LocalPool) else "local"
+    with opened(other_kind) as other:
+        assert other.names() == pool.names()
+        assert other.path("x") == pool.path("x")
+        assert other.read("manifest.t.v1.json") == b"written"
+        assert other.capacity("overlay.t.qcow2") == 16 * MIB
+        other.delete("overlay.t.qcow2")
+        other.refresh()
+    pool.refresh()
+    assert "overlay.t.qcow2" not in pool.names()
+    assert pool.free() > 0
+
+
+class opened:  # noqa: N801 - used like a function
+    """The pool of the connection's host, as the class that is asked for."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._connection = connect(os.environ.get("LIBVIRT_DEFAULT_URI"), "tcg")
+
+    def __enter__(self) -> AnyPool:
+        host: Host = self._connection.__enter__()
+        directory = host.pool.directory
+        found = host.conn.storagePoolLookupByName("poclab")
+        if self._kind == "local":
+            return LocalPool(found, directory)
+        return StreamPool(host.conn, found, directory)
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.__exit__(None, None, None)
+
+
+def main() -> None:
+    """Run one check, on an empty pool; see the module."""
+    kind, name = sys.argv[1:]
+    with opened(kind) as pool:
+        kept = set(pool.names())
+        try:
+            CHECKS[name](pool)
+        finally:
+            pool.refresh()
+            for volume in set(pool.names()) - kept:
+                pool.delete(volume)
+            pool.refresh()
+
+
+if __name__ == "__main__":
+    main()
