@@ -34,9 +34,9 @@ class LabHost:
         self.store = Store(host.pool, host.uri)
         self.files = LabFiles(host.uri, lab)
 
-    def stamp(self) -> Stamp:
-        """What goes into records made now; makes the lab's key on first use."""
-        return Stamp(now(), config.user_name(), self.files.public_key())
+    def stamp(self, *, key: bool = True) -> Stamp:
+        """What goes into records made now; makes the lab's key on first use unless told not to."""
+        return Stamp(now(), config.user_name(), self.files.public_key() if key else "")
 
     def observe(self) -> Observed:
         """What the host shows, of all labs."""

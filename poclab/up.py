@@ -62,16 +62,17 @@ def up(
     """
     with lock.hold(lab.name, uri=host.uri, doing=f"poclab up {lab.name}"):
         lab_host = LabHost(host, lab.name)
-        seen = _plan(lab_host, lab)
+        seen = _plan(lab_host, lab, key=False)
         if dry_run or (seen.actions and not confirm(seen)):
             return Outcome(seen, applied=False, ready={}, failed={})
         return _Applier(lab_host, lab).run(seen)
 
 
-def _plan(lab_host: LabHost, lab: Lab) -> Plan:
+def _plan(lab_host: LabHost, lab: Lab, *, key: bool) -> Plan:
+    """Plan; `key` says whether records may be made, which need the lab's key."""
     observed = lab_host.observe()
     versions = {ref: lab_host.store.get(ref) for ref in versions_needed(lab, observed)}
-    return plan(lab, observed, versions, lab_host.stamp())
+    return plan(lab, observed, versions, lab_host.stamp(key=key))
 
 
 class _Applier:
@@ -91,7 +92,9 @@ class _Applier:
             self._at.store.reading(),
             lock.hold("ports", uri=host.uri, doing="poclab up", wait=120, kind="list of"),
         ):
-            todo = _plan(self._at, self._lab)
+            # A key that no disk gets would only hide that the right one is on another machine.
+            key = bool(seen.of(Verb.CREATE, Verb.RESET))
+            todo = _plan(self._at, self._lab, key=key)
             if [str(action) for action in todo.actions] != [str(action) for action in seen.actions]:
                 raise PoclabError(
                     f"lab {self._lab.name} changed since the plan was shown", fix="run it again"
