@@ -1,0 +1,409 @@
+"""Plan and apply in qemu:///session as an ordinary user, on guests of one boot sector."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from tests.support import labs
+from tests.support.hosts import Host
+from tests.support.onelab import OneLab, free_port, listens, one_lab
+
+
+@pytest.fixture(scope="module")
+def tiny(module_session: Host) -> Host:
+    """The host with versions v1 and v2 of an image."""
+    for tag in ("v1", "v2"):
+        labs.store(module_session, f"tiny:{tag}")
+    return module_session
+
+
+@pytest.fixture
+def lab(tiny: Host, session_host: Host) -> Iterator[OneLab]:
+    with one_lab(session_host) as made:
+        yield made
+
+
+# --- up and plan --------------------------------------------------------------------------
+
+
+def test_up_starts_what_the_file_asks_for(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}", "b: {image: 'tiny:v2', memory: 48MiB, cpus: 2}")
+    lab.up()
+    running = lab.host.virsh("list", "--name").split()
+    assert {lab.domain("a"), lab.domain("b")} <= set(running)
+    info = lab.host.virsh("dominfo", lab.domain("b"))
+    assert "49152 KiB" in info
+    assert lab.host.virsh("vcpucount", "--maximum", "--live", lab.domain("b")).strip() == "2"
+
+
+def test_a_second_up_changes_nothing_and_says_so(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 1MiB, keep: true}]}")
+    lab.up()
+    before = labs.look(lab.host), lab.run_id("a"), lab.host.virsh("dumpxml", lab.domain("a"))
+    done = lab.up()
+    assert f"{lab.name} is as its file asks for: nothing to do" in done.stderr
+    after = labs.look(lab.host), lab.run_id("a"), lab.host.virsh("dumpxml", lab.domain("a"))
+    assert after == before
+
+
+def test_a_dry_run_gives_reasons_and_makes_nothing(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    before = lab.digests()
+    done = lab.up("--dry-run", "-o", "json")
+    assert json.loads(done.stdout) == [
+        {
+            "action": "create",
+            "target": "a",
+            "reason": "not there yet, from tiny:v1",
+            "reboots": False,
+            "discards": "",
+        }
+    ]
+    assert lab.domain("a") not in lab.host.domains()
+    assert lab.digests() == before
+    files = lab.host.run("find", lab.host.env["XDG_DATA_HOME"]).stdout
+    assert f"/{lab.name}" not in files
+
+
+def test_plan_tells_a_script_whether_there_is_something_to_do(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    assert lab.host.poclab("plan", lab.path, "--exit-code", check=False).returncode == 3
+    assert lab.host.poclab("plan", lab.path).returncode == 0
+    lab.up()
+    done = lab.host.poclab("plan", lab.path, "--exit-code", check=False)
+    assert done.returncode == 0
+    assert "nothing to do" in done.stderr
+
+
+def test_more_memory_is_planned_as_a_reboot_and_applied(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}", "b: {image: 'tiny:v1'}")
+    lab.up()
+    disk, a, b = lab.disks("a"), lab.run_id("a"), lab.run_id("b")
+    lab.write("a: {image: 'tiny:v1', memory: 48MiB}", "b: {image: 'tiny:v1'}")
+    (action,) = lab.plan()
+    assert (action["action"], action["target"]) == ("change", "a")
+    assert action["reason"] == "memory 32 MiB -> 48 MiB"
+    assert action["reboots"] is True
+    done = lab.up()
+    assert "change a: memory 32 MiB -> 48 MiB [reboots]" in done.stderr
+    assert "49152 KiB" in lab.host.virsh("dominfo", lab.domain("a"))
+    assert lab.disks("a") == disk
+    assert (lab.run_id("a") != a, lab.run_id("b")) == (True, b)
+    assert lab.plan() == []
+
+
+def test_a_vm_that_is_new_in_the_file_leaves_the_others_alone(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    before = lab.run_id("a")
+    lab.write("a: {image: 'tiny:v1'}", "b: {image: 'tiny:v2'}")
+    assert [(row["action"], row["target"]) for row in lab.plan()] == [("create", "b")]
+    lab.up()
+    assert set(lab.status()) == {"a", "b"}
+    assert lab.run_id("a") == before
+
+
+def test_a_vm_that_left_the_file_goes_with_its_disks(lab: OneLab) -> None:
+    disks = "disks: [{name: kept, size: 1MiB, keep: true}, {name: passing, size: 1MiB}]"
+    lab.write("a: {image: 'tiny:v1'}", f"b: {{image: 'tiny:v1', {disks}}}")
+    lab.up()
+    lab.write("a: {image: 'tiny:v1'}")
+    (action,) = lab.plan()
+    assert (action["action"], action["target"]) == ("remove", "b")
+    assert action["reason"] == "no longer in the lab file"
+    assert action["discards"] == "its system disk, data disk passing"
+    lab.up()
+    assert lab.domain("b") not in lab.host.domains()
+    assert {name for name in lab.volumes() if ".b." in name} == {f"data.{lab.name}.b.kept.qcow2"}
+
+
+def test_an_image_that_changed_in_the_file_is_a_new_disk(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    before = lab.disks("a")
+    lab.write("a: {image: 'tiny:v2'}")
+    (action,) = lab.plan()
+    assert action["action"] == "reset"
+    assert action["reason"] == "image tiny:v1 -> tiny:v2"
+    assert action["reboots"] is True
+    assert action["discards"] == "its system disk"
+    lab.up()
+    assert lab.status()["a"]["version"] == "tiny:v2"
+    assert lab.disks("a") != before
+    assert lab.volumes() == set(lab.disks("a"))
+    assert lab.history("a") == [("create", "tiny:v1"), ("reset", "tiny:v2")]
+
+
+def test_a_version_that_is_not_there_stops_up_before_anything(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}", "b: {image: 'tiny:v7'}")
+    done = lab.up(check=False)
+    assert done.returncode == 1
+    assert "tiny:v7 is not there" in done.stderr
+    assert "v1, v2" in done.stderr
+    assert lab.status() == {}
+    assert lab.volumes() == set()
+
+
+# --- disks --------------------------------------------------------------------------------
+
+
+def size(host: Host, volume: str) -> int:
+    path = f"{labs.look(host)['directory']}/{volume}"
+    out = host.run("qemu-img", "info", "-U", "--output=json", path).stdout
+    found: int = json.loads(out)["virtual-size"]
+    return found
+
+
+def test_a_new_data_disk_is_planned_and_attached(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 1MiB, keep: true}]}")
+    (action,) = lab.plan()
+    assert action["reason"] == "new data disk data"
+    lab.up()
+    assert lab.disks("a")[1:] == [f"data.{lab.name}.a.data.qcow2"]
+    assert size(lab.host, lab.disks("a")[1]) == 1024**2
+
+
+def test_a_data_disk_grows_and_keeps_its_content(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 1MiB}]}")
+    lab.up()
+    (volume,) = lab.disks("a")[1:]
+    lab.off("a")
+    labs.scribble(lab.host, volume, 0x5A)
+    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 3MiB}]}")
+    assert "data disk data 1 MiB -> 3 MiB" in lab.plan()[0]["reason"]
+    lab.up()
+    assert lab.disks("a")[1:] == [volume]
+    assert size(lab.host, volume) == 3 * 1024**2
+    path = f"{labs.look(lab.host)['directory']}/{volume}"
+    read = lab.host.run("qemu-io", "-U", "-r", "-c", "read -P 0x5a 0 64k", path).stdout
+    assert "verification failed" not in read
+    assert "read 65536/65536 bytes" in read
+
+
+def test_a_data_disk_is_never_made_smaller(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 3MiB}]}")
+    lab.up()
+    before = labs.look(lab.host)
+    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 1MiB}]}")
+    done = lab.up(check=False)
+    assert done.returncode == 2
+    assert "data disk data has 3 MiB and cannot shrink to 1 MiB" in done.stderr
+    assert labs.look(lab.host) == before
+
+
+def test_keep_can_be_said_later_and_taken_back_without_loss(lab: OneLab) -> None:
+    def written(keep: str) -> None:
+        lab.write(f"a: {{image: 'tiny:v1', disks: [{{name: data, size: 1MiB, keep: {keep}}}]}}")
+
+    written("false")
+    lab.up()
+    lab.off("a")
+    content = labs.scribble(lab.host, lab.disks("a")[1], 0x77)
+    written("true")
+    lab.up()
+    assert lab.disks("a")[1] == f"data.{lab.name}.a.data.qcow2"
+    assert labs.content(lab.host, lab.disks("a")[1]) == content
+    written("false")
+    lab.up()
+    assert lab.disks("a")[1].startswith(f"scratch.{lab.name}.a.data.")
+    assert labs.content(lab.host, lab.disks("a")[1]) == content
+    assert lab.volumes() == set(lab.disks("a"))
+
+
+def test_a_data_disk_that_left_the_file_is_named_before_it_is_lost(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 1MiB}]}")
+    lab.up()
+    lab.write("a: {image: 'tiny:v1'}")
+    (action,) = lab.plan()
+    assert action["discards"] == "data disk data"
+    lab.up()
+    assert lab.volumes() == set(lab.disks("a"))
+    assert len(lab.disks("a")) == 1
+
+
+# --- ports --------------------------------------------------------------------------------
+
+
+def test_forwarded_ports_follow_the_file(lab: OneLab) -> None:
+    first, second = free_port(), free_port()
+    lab.write(f"a: {{image: 'tiny:v1', ports: ['{first}:80']}}")
+    lab.up()
+    ssh = lab.status()["a"]["address"]
+    assert listens(first)
+    lab.write(f"a: {{image: 'tiny:v1', ports: ['{second}:80']}}")
+    (action,) = lab.plan()
+    assert action["reason"].startswith("ports ")
+    assert action["reboots"] is True
+    lab.up()
+    assert (listens(first), listens(second)) == (False, True)
+    assert lab.status()["a"]["address"] == ssh
+
+
+def test_every_vm_has_an_ssh_port_of_its_own_that_stays(lab: OneLab, tiny: Host) -> None:
+    lab.write("a: {image: 'tiny:v1'}", "b: {image: 'tiny:v1'}")
+    lab.up()
+    ports = {vm: row["address"] for vm, row in lab.status().items()}
+    assert len(set(ports.values())) == 2
+    lab.off("a")
+    with one_lab(tiny) as other:
+        # The port of a VM that is off is still its own.
+        other.write("c: {image: 'tiny:v1'}")
+        other.up()
+        assert other.status()["c"]["address"] not in ports.values()
+        lab.up()
+        assert {vm: row["address"] for vm, row in lab.status().items()} == ports
+
+
+def test_a_port_of_another_lab_is_refused_before_anything_is_made(lab: OneLab, tiny: Host) -> None:
+    port = free_port()
+    lab.write(f"a: {{image: 'tiny:v1', ports: ['{port}:80']}}")
+    lab.up()
+    with one_lab(tiny) as other:
+        other.write(f"c: {{image: 'tiny:v1', ports: ['{port}:80']}}")
+        done = other.up(check=False)
+        assert done.returncode == 2
+        assert f"port {port} of this host is {lab.name}/a's" in done.stderr
+        assert other.volumes() == set()
+
+
+# --- what somebody did with virsh ---------------------------------------------------------
+
+
+def test_up_starts_a_vm_that_was_stopped(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    disks = lab.disks("a")
+    lab.off("a")
+    assert lab.status()["a"]["state"] == "shut off"
+    (action,) = lab.plan()
+    assert (action["action"], action["reason"]) == ("start", "it is shut off")
+    lab.up()
+    assert lab.status()["a"]["state"] == "running"
+    assert lab.disks("a") == disks
+
+
+def test_up_resumes_a_vm_that_was_paused(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    before = lab.run_id("a")
+    lab.host.virsh("suspend", lab.domain("a"))
+    assert lab.status()["a"]["state"] == "paused"
+    assert [row["action"] for row in lab.plan()] == ["resume"]
+    lab.up()
+    assert lab.status()["a"]["state"] == "running"
+    assert lab.run_id("a") == before
+
+
+def test_up_makes_a_system_disk_again_that_was_deleted(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    lab.off("a")
+    lab.host.run("rm", f"{labs.look(lab.host)['directory']}/{lab.disks('a')[0]}")
+    (action,) = lab.plan()
+    assert (action["action"], action["reason"]) == ("reset", "its system disk is missing")
+    lab.up()
+    assert lab.status()["a"]["state"] == "running"
+    assert lab.volumes() == set(lab.disks("a"))
+
+
+def test_up_brings_back_a_domain_that_was_undefined(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 1MiB, keep: true}]}")
+    lab.up()
+    lab.off("a")
+    content = labs.scribble(lab.host, lab.disks("a")[1], 0x21)
+    lab.host.virsh("undefine", lab.domain("a"))
+    lab.up()
+    assert labs.content(lab.host, lab.disks("a")[1]) == content
+    assert lab.volumes() == set(lab.disks("a"))
+
+
+# --- listings -----------------------------------------------------------------------------
+
+KEYS = ["lab", "vm", "state", "version", "tag_digest", "address", "ready", "uptime"]
+
+
+def test_status_comes_in_every_format_with_the_same_keys(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}", "b: {image: 'tiny:v2'}")
+    lab.up()
+
+    def status(form: str) -> str:
+        return lab.host.poclab("status", lab.name, "-o", form).stdout
+
+    rows = json.loads(status("json"))
+    assert [list(row) for row in rows] == [KEYS, KEYS]
+    assert [row["vm"] for row in rows] == ["a", "b"]
+    versions = json.loads(lab.host.poclab("image", "ls", "tiny", "-o", "json").stdout)
+    assert rows[0]["tag_digest"] == next(v["digest"] for v in versions if v["tag"] == "v1")
+    assert [list(row) for row in yaml.safe_load(status("yaml"))] == [KEYS, KEYS]
+    assert status("name").split() == [f"{lab.name}/a", f"{lab.name}/b"]
+    heading, *lines = status("table").splitlines()
+    assert heading.split() == ["LAB", "VM", "STATE", "VERSION", "DIGEST", "ADDRESS", "READY",
+                               "UPTIME"]  # fmt: skip
+    assert [line.split()[1] for line in lines] == ["a", "b"]
+
+
+def test_a_version_in_use_is_named_and_cannot_be_removed(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    rows = json.loads(lab.host.poclab("image", "ls", "-o", "json").stdout)
+    assert list(rows[0]) == ["name", "tag", "digest", "created", "origin", "size", "used_by"]
+    assert {row["tag"]: row["used_by"] for row in rows} == {"v1": f"{lab.name}/a", "v2": ""}
+    before = lab.digests()
+    done = lab.host.poclab("image", "rm", "--yes", "tiny:v1", check=False)
+    assert done.returncode == 1
+    assert "tiny:v1 is in use" in done.stderr
+    assert f"{lab.name}/a" in done.stderr
+    assert lab.digests() == before
+
+
+def test_a_second_tag_shares_the_disk_and_lives_on_its_own(lab: OneLab) -> None:
+    bases = {name for name in lab.digests() if name.startswith("base.")}
+    lab.host.poclab("image", "tag", "tiny:v1", "tiny:stable")
+    assert {name for name in lab.digests() if name.startswith("base.")} == bases
+    lab.write("a: {image: 'tiny:stable'}")
+    lab.up()
+    assert lab.status()["a"]["version"] == "tiny:stable"
+    lab.down()
+    lab.host.poclab("image", "rm", "--yes", "tiny:stable")
+    assert {name for name in lab.digests() if name.startswith("base.")} == bases
+
+
+# --- the lab's key ------------------------------------------------------------------------
+
+
+def key(lab: OneLab) -> str:
+    top = lab.host.env["XDG_DATA_HOME"]
+    return lab.host.run("find", top, "-path", f"*/{lab.name}/id_ed25519").stdout.strip()
+
+
+def test_the_private_key_stays_with_its_user(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    shown = lab.host.run("stat", "-c", "%a %U", key(lab)).stdout.split()
+    assert shown == ["600", lab.host.account.name]
+    public = lab.host.run("cat", f"{key(lab)}.pub").stdout.split()[1]
+    private = lab.host.run("cat", key(lab)).stdout.splitlines()
+    xml = lab.host.virsh("dumpxml", "--security-info", lab.domain("a"))
+    assert public in xml
+    assert not [line for line in private[1:-1] if line in xml]
+    lab.down()
+    assert key(lab) == ""
+
+
+def test_without_the_key_an_up_with_nothing_to_do_makes_no_other(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    lab.host.run("rm", key(lab), f"{key(lab)}.pub")
+    lab.up()
+    assert key(lab) == ""
+    done = lab.host.poclab("ssh", f"{lab.name}/a", "true", check=False)
+    assert done.returncode == 1
+    assert f"the key of lab {lab.name} is not on this machine" in done.stderr
+    lab.reset("a")
+    assert key(lab)
