@@ -1,9 +1,8 @@
 """Disk files: what a stranger's file is, and what qemu-img does for poclab.
 
 A disk from outside is hostile until shown otherwise: its header may name other files that
-QEMU would open. So the header is read first, by oslo.utils' format inspector and by the
-checks below, and only a file that stands alone ever reaches qemu-img, always with `-f FORMAT`
-(no probing) and under resource limits.
+QEMU would open. So the header is read first (`poclab.formats`), and only a file that stands
+alone ever reaches qemu-img, always as one given format (no probing) and under resource limits.
 
 Paths are handed to qemu-img absolute: block.c's path_has_protocol() looks for a `:` before
 the first `/`, and `json:` counts at the very beginning only, so a path that begins with `/`
@@ -17,49 +16,31 @@ import json
 import os
 import re
 import resource
-import stat
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import signal
+import tempfile
 from pathlib import Path
-from typing import BinaryIO
 
 from poclab import events
 from poclab.errors import PoclabError
+from poclab.formats import SECTOR, DiskInfo, Part, opened, read
 from poclab.names import shown
 from poclab.run import CommandFailed, runner
-from poclab.units import MIB, TIB, format_size
+from poclab.units import GIB, MIB, format_size
 
-MAX_VIRTUAL_SIZE = 64 * TIB
-MIN_RAW_SIZE = MIB
-SECTOR = 512
-
-# All the inspectors find what they need in the first MiB or give up.
-_HEAD = 2 * MIB
 _INFO_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 30}
 # A check walks all of the metadata: 1 GiB holds the reference counts of about 30 TiB of data.
 _CHECK_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 600}
+# Address space: buffers, thread stacks and the tables, which the readers have bounded.
+_CONVERT_MEMORY = 2 * GIB
 _HOURS = 6 * 3600.0
-
-
-@dataclass(frozen=True)
-class DiskInfo:
-    """What a disk file is.
-
-    Attributes:
-        format: "qcow2" or "raw".
-        virtual_size: bytes the guest sees.
-    """
-
-    format: str
-    virtual_size: int
 
 
 # --- inspection -------------------------------------------------------------------------
 
 
-def inspect(path: Path, expected: str | None = None) -> DiskInfo:
+def inspect(
+    path: Path, expected: str | None = None, *, part: Part | None = None, name: str = ""
+) -> DiskInfo:
     """Find out what a disk file is, without letting it reach any other file.
 
     A raw file has no signature of its own. It is taken for a disk when it has an MBR or a
@@ -68,222 +49,44 @@ def inspect(path: Path, expected: str | None = None) -> DiskInfo:
 
     Args:
         path: the file.
-        expected: "qcow2" or "raw" to insist on that format.
+        expected: QEMU's name of a format to insist on.
+        part: where in the file the disk is, when it is not the whole file.
+        name: what to call it in messages, instead of the file's name.
 
     Raises:
         PoclabError: it is no file, no disk, a format poclab does not take, damaged, or it
             refers to another file.
     """
-    name = shown(path.name, 200)
-    with _opened(path, name) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(_HEAD)
-        kind = _kind(head, _tail(file, size), name)
-        if expected is not None and kind not in (expected, "gpt" if expected == "raw" else ""):
-            # A raw disk is whatever its guest wrote; one that begins like another format
-            # must never be opened by something that guesses.
-            raise _refused(name, f"it is {_KINDS[kind]}, not {expected}")
-        if kind == "qcow2":
-            virtual_size = _qcow2_size(head, size, name)
-        else:
-            _check_raw(kind, head, size, expected, name)
-            virtual_size = -(-size // SECTOR) * SECTOR
-    if not 0 < virtual_size <= MAX_VIRTUAL_SIZE:
-        raise _refused(
-            name,
-            f"its size would be {virtual_size} bytes",
-            f"a disk has at least one byte and at most {format_size(MAX_VIRTUAL_SIZE)}",
-        )
-    found = DiskInfo("qcow2" if kind == "qcow2" else "raw", virtual_size)
-    _agree(path, found, name)
+    name = shown(name or path.name, 200)
+    with opened(path, name, part) as window:
+        found = read(window, expected)
+    _agree(path, found, name, part)
     return found
 
 
-# What the inspectors of oslo.utils call things, for people.
-_KINDS = {
-    "raw": "raw data without a partition table",
-    "gpt": "a raw disk",
-    "qcow2": "a qcow2 disk",
-    "vhd": "a VHD disk",
-    "vhdx": "a VHDX disk",
-    "vmdk": "a VMDK disk",
-    "vdi": "a VDI disk",
-    "qed": "a QED disk",
-    "iso": "an ISO image",
-    "luks": "a LUKS volume",
-}
-_CONVERTIBLE = {"vhd": "vpc", "vhdx": "vhdx", "vmdk": "vmdk", "vdi": "vdi"}
-
-
-def _refused(name: str, why: str, fix: str = "") -> PoclabError:
-    return PoclabError(f"{name} is not a disk poclab takes", why=why, fix=fix)
-
-
-@contextmanager
-def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise PoclabError(f"{name} cannot be read", why=f"{why}") from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        what = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
-        raise _refused(name, f"it is {what}, not a regular file")
-    with os.fdopen(descriptor, "rb") as file:
-        yield file
-
-
-def _tail(file: BinaryIO, size: int) -> bytes:
-    file.seek(max(0, size - SECTOR))
-    return file.read(SECTOR)
-
-
-def _kind(head: bytes, tail: bytes, name: str) -> str:
-    """The one format the file has, by oslo.utils' name; refuses the ones not taken."""
-    kinds = _detected(head)
-    # Signatures the inspectors leave out: a qcow2 cut short, a VMDK descriptor whose text
-    # they could not read, and the footer of a fixed VHD.
-    if head.startswith(b"QFI\xfb"):
-        kinds.add("qcow2")
-    if head[:64].lower().startswith(b"# disk descriptorfile"):
-        kinds.add("vmdk")
-    if tail.startswith(b"conectix"):
-        kinds.add("vhd")
-    if "iso" in kinds:
-        # A bootable ISO has a partition table too; it is still no disk to install on.
-        kinds.discard("gpt")
-    if len(kinds) > 1:
-        raise _refused(name, f"it is several formats at once: {', '.join(sorted(kinds))}")
-    kind = kinds.pop() if kinds else "raw"
-    if kind in _CONVERTIBLE:
-        raise _refused(
-            name,
-            f"{_KINDS[kind]} is not supported yet",
-            f"convert it: qemu-img convert -f {_CONVERTIBLE[kind]} -O qcow2 FILE NEW.qcow2",
-        )
-    if kind in ("qed", "luks", "iso"):
-        raise _refused(name, f"it is {_KINDS[kind]}", "give a qcow2 or raw disk")
-    return kind
-
-
-def _detected(head: bytes) -> set[str]:
-    import io
-    import logging
-
-    from oslo_utils.imageutils import format_inspector
-
-    # The library logs each refusal as a warning; the error says it already.
-    logging.getLogger("oslo_utils").addHandler(logging.NullHandler())
-    source = format_inspector.InspectWrapper(io.BytesIO(head))
-    while source.read(64 * 1024):
-        pass
-    source.close()
-    return {str(found) for found in source.formats or []} - {"raw"}
-
-
-def _violations(format_name: str, head: bytes) -> dict[str, str]:
-    """oslo.utils' safety checks that fail, by name."""
-    from oslo_utils.imageutils import format_inspector
-
-    inspector = format_inspector.ALL_FORMATS[format_name]()
-    inspector.eat_chunk(head)
-    inspector.finish()
-    try:
-        inspector.safety_check()
-    except format_inspector.SafetyCheckFailed as error:
-        return {name: str(failure) for name, failure in error.failures.items()}
-    except format_inspector.ImageFormatError as error:
-        return {"header": str(error)}
-    return {}
-
-
-def _check_raw(kind: str, head: bytes, size: int, expected: str | None, name: str) -> None:
-    if size < MIN_RAW_SIZE:
-        raise _refused(
-            name, f"{size} bytes is too small for a disk (at least {format_size(MIN_RAW_SIZE)})"
-        )
-    why = "it has no partition table" if kind == "raw" else ""
-    if kind == "gpt":
-        why = "; ".join(_violations("gpt", head).values())
-    if why and expected != "raw":
-        raise _refused(name, why, "if it is a raw disk all the same, say --format raw")
-
-
-# docs/interop/qcow2.txt in QEMU's source: the header's fields, big-endian.
-_QCOW2 = struct.Struct(">4sIQIIQIIQQIIQQQQII")
-_QCOW2_V2_LENGTH = 72
-# Header extensions: end of the list, and the name of an external data file.
-_EXTENSION_END, _EXTENSION_DATA_FILE = 0, 0x44415441
-# block/qcow2.h: QCOW_MAX_L1_SIZE, QCOW_MAX_REFTABLE_SIZE
-_MAX_L1, _MAX_REFCOUNT_TABLE = 32 * MIB, 8 * MIB
-_VIOLATIONS = {
-    "backing_file": ("it has a backing file", "flatten it: qemu-img convert -O qcow2 FILE NEW"),
-    "data_file": ("its data is in another file", "flatten it: qemu-img convert -O qcow2 FILE NEW"),
-    "unknown_features": (
-        "it uses qcow2 features poclab does not know",
-        "convert it: qemu-img convert -O qcow2 FILE NEW",
-    ),
-}
-
-
-def _qcow2_size(head: bytes, file_size: int, name: str) -> int:
-    """Check a qcow2 header, and give the virtual size."""
-    if file_size < SECTOR:
-        raise _refused(name, "it is a truncated qcow2 file", "copy it again")
-    for check, text in _violations("qcow2", head).items():
-        why, fix = _VIOLATIONS.get(check, (text, ""))
-        raise _refused(name, why, fix)
-    (_, version, _, _, cluster_bits, size, crypt, l1_entries, l1_offset, refcount_offset,
-     refcount_clusters, _, _, incompatible, _, _, refcount_order, length) = (
-        _QCOW2.unpack_from(head)
-    )  # fmt: skip
-    if version == 2:
-        incompatible, refcount_order, length = 0, 4, _QCOW2_V2_LENGTH
-    if not 9 <= cluster_bits <= 21 or refcount_order > 6 or not 72 <= length <= 1 << cluster_bits:
-        raise _refused(name, "its qcow2 header makes no sense", "copy it again")
-    if crypt:
-        raise _refused(name, "it is encrypted", "decrypt it: qemu-img convert --object secret,...")
-    if incompatible & 0b11:
-        state = "marked as corrupt" if incompatible & 0b10 else "not closed properly"
-        raise _refused(name, f"it is {state}", "repair it: qemu-img check -r all -f qcow2 FILE")
-    _check_extensions(head, length, name)
-    refcount_table = refcount_clusters << cluster_bits
-    if l1_entries * 8 > _MAX_L1 or refcount_table > _MAX_REFCOUNT_TABLE:
-        raise _refused(name, "its tables are larger than qcow2 allows")
-    end = max(l1_offset + l1_entries * 8, refcount_offset + refcount_table)
-    if end > file_size or file_size < 1 << cluster_bits:
-        raise _refused(name, "it is truncated: its tables lie beyond its end", "copy it again")
-    return int(size)
-
-
-def _check_extensions(head: bytes, offset: int, name: str) -> None:
-    while offset + 8 <= len(head):
-        kind, length = struct.unpack_from(">II", head, offset)
-        if kind == _EXTENSION_END:
-            return
-        if kind == _EXTENSION_DATA_FILE:
-            raise _refused(name, *_VIOLATIONS["data_file"])
-        offset += 8 + (length + 7) // 8 * 8
-    raise _refused(name, "its qcow2 header has no end", "copy it again")
-
-
-def _agree(path: Path, found: DiskInfo, name: str) -> None:
+def _agree(path: Path, found: DiskInfo, name: str, part: Part | None) -> None:
     """Have qemu-img read the file too: it must see the same disk, standing alone and whole."""
-    argv = ["qemu-img", "info", "-f", found.format, "--output=json", _plain(path)]
+    argv = ["qemu-img", "info", "--output=json", *_reading(path, found.format, part)]
     result = runner().run(argv, check=False, timeout=120, limits=_INFO_LIMITS)
     if result.code != 0:
         raise _refused(name, f"qemu-img cannot read it: {_reason(result.last_line)}")
     info = json.loads(result.stdout)
     details = info.get("format-specific", {}).get("data", {})
-    if info.get("backing-filename") or details.get("data-file") or info.get("encrypted"):
+    if (
+        info.get("backing-filename")
+        or details.get("data-file")
+        or info.get("encrypted")
+        or len(details.get("extents", [])) > 1
+    ):
         raise _refused(name, "it refers to another file or is encrypted")
     if info["virtual-size"] != found.virtual_size:
         raise _refused(name, f"its size is unclear: {found.virtual_size} or {info['virtual-size']}")
-    if found.format == "qcow2":
-        check(path)
+    if found.format in _CHECKED:
+        _check(path, found.format, part, name)
+
+
+# Formats whose metadata qemu-img can check; the readers of poclab.formats check vpc's.
+_CHECKED = ("qcow2", "vmdk", "vdi", "vhdx")
 
 
 def check(path: Path) -> None:
@@ -292,17 +95,43 @@ def check(path: Path) -> None:
     Raises:
         PoclabError: it is damaged or truncated.
     """
-    argv = ["qemu-img", "check", "-f", "qcow2", _plain(path)]
+    _check(path, "qcow2", None, shown(path.name, 200))
+
+
+def _check(path: Path, form: str, part: Part | None, name: str) -> None:
+    argv = ["qemu-img", "check", *_reading(path, form, part)]
     result = runner().run(argv, check=False, timeout=1200, limits=_CHECK_LIMITS)
     # qemu-img(1): 0 fine, 2 corrupt, 3 leaked clusters, which waste space and harm nothing.
     if result.code not in (0, 3):
         lines = (result.stdout + result.stderr).splitlines()
         why = next((x for x in lines if x.startswith("ERROR")), result.last_line)
-        raise PoclabError(
-            f"{shown(path.name, 200)} is damaged",
-            why=_reason(why),
-            fix="copy it again, or try: qemu-img check -r all -f qcow2 FILE",
-        )
+        fix = f", or try: qemu-img check -r all -f {form} FILE" if form == "qcow2" else ""
+        raise PoclabError(f"{name} is damaged", why=_reason(why), fix=f"copy it again{fix}")
+
+
+def _refused(name: str, why: str) -> PoclabError:
+    return PoclabError(f"{name} is not a disk poclab takes", why=why)
+
+
+def _reading(path: Path, form: str, part: Part | None) -> list[str]:
+    """The arguments with which qemu-img reads a disk as the one format it has."""
+    if part is None and form != "vpc":
+        return ["-f", form, _plain(path)]
+    options = {"driver": form}
+    if form == "vpc":
+        # Without this QEMU goes by the geometry for some programs' disks, and cuts their end.
+        options["force_size_calc"] = "current_size"
+    below = "file."
+    if part is not None:
+        options |= {
+            "file.driver": "raw",
+            "file.offset": str(part.offset),
+            "file.size": str(part.size),
+        }
+        below = "file.file."
+    options |= {f"{below}driver": "file", f"{below}filename": _plain(path)}
+    # QEMU's option syntax: a comma in a value is written twice.
+    return ["--image-opts", ",".join(f"{k}={v.replace(',', ',,')}" for k, v in options.items())]
 
 
 def virtual_size(path: Path) -> int:
@@ -321,6 +150,27 @@ def virtual_size(path: Path) -> int:
     if len(head) < 32 or head[:4] != b"QFI\xfb":
         raise PoclabError(f"{path} is no qcow2 disk")
     return int.from_bytes(head[24:32])
+
+
+def read_sectors(path: Path, sector: int, count: int) -> bytes:
+    """Sectors of 512 bytes as a guest sees them of a qcow2 file of poclab's own.
+
+    Raises:
+        PoclabError: they are not there, or qemu-img cannot read them.
+    """
+    name = _plain(path).replace(",", ",,")
+    options = f"driver=raw,offset={sector * SECTOR},size={count * SECTOR},"
+    options += f"file.driver=qcow2,file.file.driver=file,file.file.filename={name}"
+    with tempfile.NamedTemporaryFile(dir=path.parent) as target:
+        argv = ["qemu-img", "convert", "--image-opts", "-O", "raw", options, target.name]
+        try:
+            runner().run(argv, timeout=60)
+        except CommandFailed as error:
+            raise PoclabError(
+                f"{shown(path.name, 200)} cannot be read", why=_reason(error.result.last_line)
+            ) from error
+        # qemu-img writes to the file in place, so the open one has it.
+        return Path(target.name).read_bytes()
 
 
 def sha256(path: Path) -> str:
@@ -354,23 +204,37 @@ def sha256(path: Path) -> str:
 # --- making -----------------------------------------------------------------------------
 
 
-def convert_to_qcow2(source: Path, source_format: str, target: Path) -> None:
+def convert_to_qcow2(
+    source: Path,
+    source_format: str,
+    target: Path,
+    *,
+    part: Part | None = None,
+    at_most: int | None = None,
+) -> None:
     """Copy a disk into a new qcow2 file: sparse, uncompressed, without internal snapshots.
 
     Progress is told as events. The target is removed again when anything goes wrong.
 
     Args:
         source: an inspected disk.
-        source_format: "qcow2" or "raw".
+        source_format: QEMU's name of its format.
         target: the file to make; must not exist.
+        part: where in the source the disk is, when it is not the whole file.
+        at_most: bytes the target may have, for a source that is not trusted; qemu-img's
+            memory is limited as well then.
 
     Raises:
         PoclabError: qemu-img failed, or the target exists.
     """
     if target.exists():
         raise PoclabError(f"{target} exists already")
-    argv = ["qemu-img", "convert", "-p", "-f", source_format, "-O", "qcow2", "-o", "compat=1.1"]
-    argv += [_plain(source), _plain(target)]
+    argv = ["qemu-img", "convert", "-p", "-O", "qcow2", "-o", "compat=1.1"]
+    argv += [*_reading(source, source_format, part), _plain(target)]
+    if at_most is not None:
+        # prlimit(1), not limits set between fork and exec: other threads may run here.
+        # No core: the name of a core file is not ours to clean up.
+        argv = ["prlimit", f"--as={_CONVERT_MEMORY}", f"--fsize={at_most}", "--core=0", *argv]
     last = [""]
 
     def line(text: str) -> None:
@@ -381,16 +245,38 @@ def convert_to_qcow2(source: Path, source_format: str, target: Path) -> None:
             last[0] = text.strip()
 
     try:
-        code = runner().stream(argv, line, timeout=_HOURS)
+        code = runner().stream(argv, line, timeout=_HOURS, env={"MALLOC_ARENA_MAX": "4"})
         if code != 0:
-            raise PoclabError(
-                f"{shown(source.name, 200)} cannot be converted",
-                why=_reason(last[0]) or f"exit status {code}",
-                fix=f"make room in {target.parent}" if "No space left" in last[0] else "",
-            )
+            raise _convert_error(source, target, code, last[0], at_most)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
+
+
+def _convert_error(
+    source: Path, target: Path, code: int, text: str, at_most: int | None
+) -> PoclabError:
+    why, fix = _reason(text) or f"exit status {code}", ""
+    if code == -signal.SIGXFSZ or "File too large" in text:
+        why = f"it would become larger than the {format_size(at_most or 0)} that it can hold"
+    elif "No space left" in text:
+        fix = f"make room in {target.parent}"
+    return PoclabError(f"{shown(source.name, 200)} cannot be converted", why=why, fix=fix)
+
+
+def largest_copy(found: DiskInfo, stored: int) -> int:
+    """Bytes that a qcow2 copy of an honest disk has at most.
+
+    Data that is not packed is in the copy once at most; tables that name the same data many
+    times would fill the pool.
+
+    Args:
+        found: the disk.
+        stored: bytes of its file.
+    """
+    most = found.virtual_size if found.packed else min(found.virtual_size, stored)
+    # qcow2's own tables: 8 bytes a cluster of 64 KiB for its place and 2 for its use.
+    return most + most // 4096 + found.virtual_size // 4096 + 16 * MIB
 
 
 _PERCENT = re.compile(r"\(([0-9.]+)/100%\)")

@@ -1,95 +1,229 @@
-"""Use case: a disk file from elsewhere becomes a version."""
+"""Use case: a disk from elsewhere (a file, an OVA, standard input) becomes a version."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from poclab import disk, events
+from poclab import content, digest, disk, events
+from poclab.content import Guess
 from poclab.errors import PoclabError, UsageError
+from poclab.formats import DiskInfo, Part, detect, opened
 from poclab.model import Origin, Profile, Ref, Version
 from poclab.names import shown
+from poclab.spool import DEFAULT_LIMIT, NAME, spool
 from poclab.units import format_size
 
 if TYPE_CHECKING:
+    from poclab.ova import Digest
     from poclab.store import Store
 
-FORMATS = ("qcow2", "raw")
+# What a user may say, and QEMU's name for it.
+FORMATS = {
+    "qcow2": "qcow2",
+    "raw": "raw",
+    "vmdk": "vmdk",
+    "vdi": "vdi",
+    "vhd": "vpc",
+    "vpc": "vpc",
+    "vhdx": "vhdx",
+    "ova": "ova",
+}
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 
 
-def import_disk(
-    store: Store,
-    ref: Ref,
-    file: Path,
-    *,
-    profile: Profile,
-    user: str,
-    format: str | None = None,  # noqa: A002 - the option's name
-    sha256: str | None = None,
-) -> Version:
-    """Publish a copy of a disk file as a version; the file itself is left alone.
+@dataclass(frozen=True)
+class Wish:
+    """What is to be imported, and how.
+
+    Attributes:
+        source: a file, or an open stream.
+        profile: which devices the guest can drive; None has it found out.
+        user: the user to log in as.
+        format: a key of `FORMATS` to insist on it; a raw disk without a partition table
+            must be called raw.
+        sha256: the digest the file must have, with or without `sha256:` before it.
+        disk: which disk of an OVA with several.
+        size_limit: bytes a stream may have.
+        choose: asks for a profile when the disk does not show it; None takes the guess.
+    """
+
+    source: Path | BinaryIO
+    profile: Profile | None = None
+    user: str = "root"
+    format: str | None = None
+    sha256: str | None = None
+    disk: str | None = None
+    size_limit: int = DEFAULT_LIMIT
+    choose: Callable[[Guess], Profile] | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that has been looked at.
+
+    Attributes:
+        file: the file that is read.
+        name: what to call it.
+        disk: what disk it is.
+        part: where in the file the disk is, for an OVA.
+        member: the disk's name in the OVA.
+        digests: what the OVA's manifest says.
+        system: the operating system by the OVA's description.
+    """
+
+    file: Path
+    name: str
+    disk: DiskInfo
+    part: Part | None = None
+    member: str = ""
+    digests: tuple[Digest, ...] = ()
+    system: str = ""
+
+
+def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
+    """Publish a copy of a disk as a version; the file itself is left alone.
 
     The copy is made anew by qemu-img, a qcow2 too: internal snapshots, unused space and
-    whatever else its header carried stay behind.
+    whatever else its header carried stay behind. The digest is computed meanwhile, and
+    nothing is published unless everything holds.
 
     Args:
         store: where the version goes.
         ref: its name.
-        file: a qcow2 or raw disk.
-        profile: which devices the guest can drive.
-        user: the user to log in as.
-        format: "qcow2" or "raw" to insist on it; a raw file without a partition table
-            must be called raw.
-        sha256: the digest the file must have, with or without `sha256:` before it.
+        wish: what is to be imported.
 
     Raises:
-        UsageError: the format or the digest is not well-formed.
+        UsageError: the format, the digest or the choice of a disk is wrong.
         PoclabError: the version exists, the file is no disk poclab takes or not the one
             that was meant, or there is no room.
     """
-    wanted = _wanted_digest(sha256)
-    if format is not None and format not in FORMATS:
+    wanted = _wanted_digest(wish.sha256)
+    if wish.format is not None and wish.format not in FORMATS:
         raise UsageError(
-            f"poclab imports no {shown(format)}",
-            why=f"it imports {' and '.join(FORMATS)}",
+            f"poclab imports no {shown(wish.format)}",
+            why=f"it imports {', '.join(FORMATS)}",
             fix="convert it: qemu-img convert -O qcow2 FILE NEW.qcow2",
         )
     store.refuse_existing(ref)
-    events.step("inspect", file=str(file))
-    found = disk.inspect(file, format)
-    before = _identity(file)
-    events.step("digest", file=str(file))
-    digest = disk.sha256(file)
-    if wanted not in (None, digest):
-        raise PoclabError(
-            f"{shown(file.name, 200)} is not the file that was meant",
-            why=f"its digest is {digest}",
-            fix="download it again, or check the digest",
-        )
-    with store.workdir() as work:
-        _check_room(file, work)
+    with ExitStack() as stack:
+        if isinstance(wish.source, Path):
+            source, known = _look(wish.source, wish.source.name, wish), None
+            work = stack.enter_context(store.workdir())
+            _check_room(source, work)
+        else:
+            work = stack.enter_context(store.workdir())
+            file = work / "input"
+            events.step("read standard input")
+            known = spool(wish.source, file, limit=wish.size_limit, raw=wish.format == "raw")
+            _compare(NAME, known, wanted)
+            source = _look(file, NAME, wish)
         target = work / "disk.qcow2"
-        events.step("convert to qcow2", file=str(file))
-        disk.convert_to_qcow2(file.absolute(), found.format, target)
-        if _identity(file) != before:
-            raise PoclabError(
-                f"{shown(file.name, 200)} changed while it was read",
-                fix="stop the VM or the download that writes to it, then import it again",
-            )
-        disk.check(target)
-        origin = Origin("imported", source=file.name, digest=digest)
+        found = _convert(source, target, wanted, known)
+        profile, how = _profile(target, source.system, wish)
+        inputs = {"format": source.disk.format, "profile": how}
+        if source.member:
+            inputs["disk"] = source.member
         events.step("publish", version=str(ref))
         return store.publish(
             ref,
             target,
-            virtual_size=found.virtual_size,
+            virtual_size=source.disk.virtual_size,
             profile=profile,
-            origin=origin,
-            user=user,
+            origin=Origin("imported", source=source.name, digest=found, inputs=inputs),
+            user=wish.user,
         )
+
+
+def _look(file: Path, name: str, wish: Wish) -> _Source:
+    """Find out what the file is, without letting it reach any other file."""
+    events.step("inspect", file=str(file))
+    form = FORMATS[wish.format] if wish.format else None
+    with opened(file, shown(name, 200)) as window:
+        kind = detect(window)
+    if kind == "tar" and form in (None, "ova"):
+        from poclab import ova
+
+        package = ova.look(file, wish.disk, name=name)
+        part, member = package.disk.part, package.disk.name
+        inside = disk.inspect(file, part=part, name=f"{name}: {member}")
+        return _Source(file, name, inside, part, member, package.digests, package.system)
+    if form == "ova":
+        raise PoclabError(f"{shown(name, 200)} is no OVA", why="it is no tar archive")
+    if wish.disk is not None:
+        raise UsageError("--disk chooses a disk of an OVA", why=f"{shown(name, 200)} is none")
+    return _Source(file, name, disk.inspect(file, form, name=name))
+
+
+def _convert(source: _Source, target: Path, wanted: str | None, known: str | None) -> str:
+    """Make the qcow2 file and give the source's digest, both in one go.
+
+    Args:
+        source: what to convert.
+        target: the file to make.
+        wanted: the digest the file must have, if any.
+        known: its digest if that was computed before.
+    """
+    before = _identity(source.file)
+    asked = [] if known else [digest.Wanted("sha256")]
+    asked += [
+        digest.Wanted(one.algorithm, one.member.offset, one.member.size) for one in source.digests
+    ]
+    events.step("convert to qcow2", file=str(source.file))
+    with digest.computing(source.file, *asked) as running:
+        stored = source.part.size if source.part else before[2]
+        disk.convert_to_qcow2(
+            source.file.absolute(),
+            source.disk.format,
+            target,
+            part=source.part,
+            at_most=disk.largest_copy(source.disk, stored),
+        )
+        events.step("digest", file=str(source.file))
+        results = running.results()
+    if _identity(source.file) != before:
+        raise PoclabError(
+            f"{shown(source.name, 200)} changed while it was read",
+            fix="stop the VM or the download that writes to it, then import it again",
+        )
+    found = known or f"sha256:{results.pop(0)}"
+    _compare(source.name, found, wanted)
+    for one, result in zip(source.digests, results, strict=True):
+        if result != one.value:
+            raise PoclabError(
+                f"{shown(one.member.name)} in {shown(source.name, 200)} is damaged",
+                why=f"its {one.algorithm} is not what the manifest says",
+                fix="download it again",
+            )
+    disk.check(target)
+    return found
+
+
+def _compare(name: str, found: str, wanted: str | None) -> None:
+    if wanted not in (None, found):
+        raise PoclabError(
+            f"{shown(name, 200)} is not the file that was meant",
+            why=f"its digest is {found}",
+            fix="download it again, or check the digest",
+        )
+
+
+def _profile(target: Path, system: str, wish: Wish) -> tuple[Profile, str]:
+    """The profile and, for the record, where it comes from."""
+    if wish.profile is not None:
+        return wish.profile, "given"
+    events.step("look at the disk")
+    guess = content.guess(target, system)
+    if not guess.sure and wish.choose is not None:
+        return wish.choose(guess), "asked"
+    again = "" if guess.sure else "; if that is wrong, import it with --profile"
+    events.note(f"profile {guess.profile}: {guess.reason}{again}")
+    return guess.profile, f"guessed: {guess.reason}"
 
 
 def _wanted_digest(text: str | None) -> str | None:
@@ -107,14 +241,14 @@ def _identity(file: Path) -> tuple[int, int, int, int]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def _check_room(file: Path, work: Path) -> None:
-    source = file.stat()
+def _check_room(source: _Source, work: Path) -> None:
+    found = source.file.stat()
     # st_blocks: what is stored, holes left out.
-    needed = min(source.st_blocks * 512, source.st_size)
+    needed = min(found.st_blocks * 512, source.part.size if source.part else found.st_size)
     free = shutil.disk_usage(work).free
     if free < needed:
         raise PoclabError(
-            f"there is no room for {shown(file.name, 200)}",
+            f"there is no room for {shown(source.name, 200)}",
             why=f"{work.parent} has {format_size(free)}, it may take {format_size(needed)}",
             fix="make room there: poclab image rm, or another pool",
         )

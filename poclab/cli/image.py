@@ -109,33 +109,54 @@ def list_(
 @app.command("import")
 def import_(
     ref: Annotated[str, typer.Argument(metavar="NAME:TAG", help="The version to make.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A qcow2 or raw disk.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A qcow2, raw, VMDK, VDI, VHD or VHDX disk or an OVA; - is standard input.",
+        ),
+    ],
     profile: Annotated[
-        Profile, typer.Option("--profile", help="Which devices the guest can drive.")
-    ] = Profile.LINUX,
+        Profile | None,
+        typer.Option("--profile", help="Which devices the guest can drive; left out: by the disk."),
+    ] = None,
     user: Annotated[
         str, typer.Option("--user", metavar="USER", help="The user to log in as over SSH.")
     ] = "root",
     form: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORMAT", help="qcow2 or raw; left out: by its header."),
+        typer.Option("--format", metavar="FORMAT", help="Insist on it; left out: by the header."),
     ] = None,
     sha256: Annotated[
         str | None, typer.Option("--sha256", metavar="HEX", help="What the file must have.")
     ] = None,
+    disk: Annotated[
+        str | None, typer.Option("--disk", metavar="NAME", help="Which disk of an OVA.")
+    ] = None,
+    size_limit: Annotated[
+        str, typer.Option("--size-limit", metavar="SIZE", help="Of standard input, at most.")
+    ] = "1TiB",
 ) -> None:
     """Store a disk that no container image can hold as a version."""
+    from poclab.cli import importing
     from poclab.images import collect
-    from poclab.importer import import_disk
+    from poclab.importer import Wish, import_disk
     from poclab.store import Store
 
     name = Ref.parse(ref)
+    wish = Wish(
+        source=importing.source(file),
+        profile=profile,
+        user=user,
+        format=form,
+        sha256=sha256,
+        disk=disk,
+        size_limit=importing.size(size_limit),
+        choose=importing.chooser(),
+    )
     with context.host() as host:
         collect(host)
-        store = Store(host.pool, host.uri)
-        version = import_disk(
-            store, name, file, profile=profile, user=user, format=form, sha256=sha256
-        )
+        version = import_disk(Store(host.pool, host.uri), name, wish)
         host.settle()
     _published(version.ref, version.size)
 

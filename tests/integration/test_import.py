@@ -7,54 +7,20 @@ import os
 import shutil
 import struct
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
 from poclab import disk, events
 from poclab.errors import PoclabError, UsageError
-from poclab.importer import import_disk
+from poclab.importer import Wish, import_disk
 from poclab.model import Profile, Ref, Version
 from poclab.store import Store, base_volume
 from poclab.units import MIB
+from tests.support.dirpool import DirectoryPool
 
 REF = Ref("win", "v1")
-
-
-class DirectoryPool:
-    """A pool without libvirt: the volumes are files of a directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def names(self) -> list[str]:
-        return sorted(path.name for path in self.directory.iterdir() if path.is_file())
-
-    def read(self, name: str) -> bytes:
-        return (self.directory / name).read_bytes()
-
-    def write(self, name: str, data: bytes) -> None:
-        (self.directory / name).write_bytes(data)
-
-    def adopt(self, name: str, file: Path) -> None:
-        file.rename(self.directory / name)
-
-    def delete(self, name: str) -> None:
-        (self.directory / name).unlink()
-
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        made = Path(tempfile.mkdtemp(dir=self.directory))
-        try:
-            yield made
-        finally:
-            shutil.rmtree(made)
-
-    def sweep(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -63,7 +29,6 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DirectoryPool:
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "xdg"))
     (tmp_path / "xdg").mkdir(mode=0o700)
-    (tmp_path / "pool").mkdir()
     return DirectoryPool(tmp_path / "pool")
 
 
@@ -89,8 +54,9 @@ def qemu_img(*argv: str | Path) -> None:
     subprocess.run(["qemu-img", *map(str, argv)], check=True, capture_output=True, timeout=60)
 
 
-def do(store: Store, file: Path, **options: str) -> Version:
-    return import_disk(store, REF, file, profile=Profile.LEGACY, user="admin", **options)
+def do(store: Store, source: Path | BinaryIO, **options: Any) -> Version:
+    options = {"profile": Profile.LEGACY, "user": "admin"} | options
+    return import_disk(store, REF, Wish(source, **options))
 
 
 def digest(path: Path) -> str:
@@ -106,11 +72,11 @@ def test_a_raw_disk_becomes_a_version(store: Store, pool: DirectoryPool, raw: Pa
     assert version.origin.kind == "imported"
     assert version.origin.source == "appliance.img"
     assert version.origin.digest == f"sha256:{before}"
-    base = pool.directory / base_volume(version.digest)
+    base = pool.root / base_volume(version.digest)
     assert disk.sha256(base) == version.digest
     qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, base)
     assert digest(raw) == before
-    assert len(list(pool.directory.iterdir())) == 2
+    assert len(list(pool.root.iterdir())) == 2
 
 
 def test_a_qcow2_disk_loses_its_snapshots(
@@ -120,7 +86,7 @@ def test_a_qcow2_disk_loses_its_snapshots(
     qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, source)
     qemu_img("snapshot", "-c", "old", source)
     version = do(store, source, format="qcow2")
-    base = pool.directory / base_volume(version.digest)
+    base = pool.root / base_volume(version.digest)
     qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, base)
     # QEMU's docs/interop/qcow2.txt: offset 60 of the header counts the snapshots.
     assert source.read_bytes()[60:64] == struct.pack(">I", 1)
@@ -134,7 +100,7 @@ def test_hostile_disks_create_nothing(store: Store, pool: DirectoryPool, tmp_pat
         do(store, evil)
     with pytest.raises(PoclabError, match="a qcow2 disk, not raw"):
         do(store, evil, format="raw")
-    assert list(pool.directory.iterdir()) == []
+    assert list(pool.root.iterdir()) == []
 
 
 def test_an_existing_version_is_refused_before_anything_is_read(store: Store, raw: Path) -> None:
@@ -152,10 +118,10 @@ def test_another_file_than_the_one_meant(store: Store, pool: DirectoryPool, raw:
     with pytest.raises(PoclabError, match="not the file that was meant") as error:
         do(store, raw, sha256="sha256:" + "0" * 64)
     assert digest(raw) in error.value.why
-    assert list(pool.directory.iterdir()) == []
+    assert list(pool.root.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", [{"sha256": "abc"}, {"sha256": "x" * 64}, {"format": "vmdk"}])
+@pytest.mark.parametrize("wrong", [{"sha256": "abc"}, {"sha256": "x" * 64}, {"format": "vmdq"}])
 def test_wrong_usage(wrong: dict[str, str], store: Store, raw: Path) -> None:
     with pytest.raises(UsageError):
         do(store, raw, **wrong)
@@ -172,7 +138,7 @@ def test_a_file_that_changes_meanwhile_is_not_published(
 
     with events.listening(write), pytest.raises(PoclabError, match="changed while it was read"):
         do(store, raw)
-    assert list(pool.directory.iterdir()) == []
+    assert list(pool.root.iterdir()) == []
 
 
 def test_no_room(
@@ -183,7 +149,7 @@ def test_no_room(
     with pytest.raises(PoclabError, match="no room") as error:
         do(store, raw)
     assert "512 KiB" in error.value.why
-    assert list(pool.directory.iterdir()) == []
+    assert list(pool.root.iterdir()) == []
 
 
 def test_interrupted_at_any_step_a_second_import_succeeds(
@@ -199,7 +165,7 @@ def test_interrupted_at_any_step_a_second_import_succeeds(
         with events.listening(interrupt), pytest.raises(KeyboardInterrupt):
             do(store, raw)
         assert store.versions() == []
-        assert not any(path.is_dir() for path in pool.directory.iterdir())
+        assert not any(path.is_dir() for path in pool.root.iterdir())
     version = do(store, raw)
     assert store.versions() == [version]
     assert len(pool.names()) == 2

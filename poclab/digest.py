@@ -1,0 +1,159 @@
+"""Digests of large files, computed beside other work and without reading their holes.
+
+A disk image is read twice when it comes in: to convert it, and to know that it is the file
+that was meant. Both at once cost little more than one: hashlib releases the interpreter's
+lock, and what one has read the other finds in the page cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from poclab import events
+from poclab.errors import PoclabError
+from poclab.names import shown
+from poclab.units import MIB
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A digest to compute.
+
+    Attributes:
+        algorithm: hashlib's name.
+        offset: the first byte in the file.
+        size: how many bytes, or None for all the rest.
+    """
+
+    algorithm: str
+    offset: int = 0
+    size: int | None = None
+
+
+@dataclass
+class Digesting:
+    """Digests of one file that a thread computes.
+
+    Attributes:
+        path: the file.
+        wanted: what to compute.
+    """
+
+    path: Path
+    wanted: tuple[Wanted, ...]
+    _results: list[str] = field(default_factory=list)
+    _failed: list[OSError] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _done: int = 0
+    _total: int = 1
+
+    def results(self, thread: threading.Thread) -> list[str]:
+        """Wait for the digests, in hexadecimal, in the order they were asked for.
+
+        Raises:
+            PoclabError: the file cannot be read.
+        """
+        while thread.is_alive():
+            thread.join(0.2)
+            if thread.is_alive():
+                events.progress("digest", self._done, self._total)
+        if self._failed:
+            raise PoclabError(
+                f"{shown(self.path.name, 200)} cannot be read", why=f"{self._failed[0].strerror}"
+            )
+        return self._results
+
+    def stop(self) -> None:
+        """Have the thread end soon."""
+        self._stop.set()
+
+    def work(self) -> None:
+        """What the thread does."""
+        try:
+            self._work()
+        except OSError as error:
+            self._failed.append(error)
+
+    def _work(self) -> None:
+        hashes = [hashlib.new(one.algorithm, usedforsecurity=False) for one in self.wanted]
+        with self.path.open("rb", buffering=0) as file:
+            self._total = os.fstat(file.fileno()).st_size
+            for offset, piece in pieces(file.fileno()):
+                if self._stop.is_set():
+                    return
+                for one, state in zip(self.wanted, hashes, strict=True):
+                    begin = max(0, one.offset - offset)
+                    end = len(piece)
+                    if one.size is not None:
+                        end = min(end, one.offset + one.size - offset)
+                    if begin < end:
+                        state.update(piece[begin:end])
+                self._done = offset + len(piece)
+        self._results.extend(state.hexdigest() for state in hashes)
+
+
+@dataclass(frozen=True)
+class Running:
+    """Digests that are being computed."""
+
+    digesting: Digesting
+    thread: threading.Thread
+
+    def results(self) -> list[str]:
+        """See `Digesting.results`."""
+        return self.digesting.results(self.thread)
+
+
+@contextmanager
+def computing(path: Path, *wanted: Wanted) -> Iterator[Running]:
+    """Compute digests of a file while the block runs; leaving the block early ends it."""
+    digesting = Digesting(path, wanted)
+    thread = threading.Thread(target=digesting.work, name="digest", daemon=True)
+    thread.start()
+    try:
+        yield Running(digesting, thread)
+    finally:
+        digesting.stop()
+        thread.join()
+
+
+def pieces(descriptor: int) -> Iterator[tuple[int, memoryview]]:
+    """All of a file's bytes, up to 1 MiB at a time; zeros stand for holes without being read.
+
+    The memory of a piece is used again for the next one.
+    """
+    buffer = bytearray(MIB)
+    zeros = memoryview(bytes(MIB))
+    offset, size = 0, os.fstat(descriptor).st_size
+    while offset < size:
+        data = _seek(descriptor, offset, os.SEEK_DATA, size)
+        while offset < data:
+            count = min(MIB, data - offset)
+            yield offset, zeros[:count]
+            offset += count
+        hole = _seek(descriptor, offset, os.SEEK_HOLE, size)
+        while offset < hole:
+            count = os.preadv(descriptor, [memoryview(buffer)[: hole - offset]], offset)
+            if not count:
+                raise OSError(errno.EIO, "it became shorter while it was read")
+            yield offset, memoryview(buffer)[:count]
+            offset += count
+
+
+def _seek(descriptor: int, offset: int, what: int, size: int) -> int:
+    """Where the next data or hole begins; a file system that cannot tell has data alone."""
+    if offset >= size:
+        return size
+    try:
+        return min(os.lseek(descriptor, offset, what), size)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # lseek(2): no more data up to the end
+            return size
+        return offset if what == os.SEEK_DATA else size

@@ -1,0 +1,349 @@
+"""OVA files: a tar archive of an OVF, its disks and a manifest of digests.
+
+DMTF DSP0243, "Open Virtualization Format Specification", 2 (packages). Nothing is extracted:
+the archive's headers are walked, the OVF says which member is the disk, and whoever wants
+the disk reads it where it lies. Python's tarfile would hold extended headers of any length in
+memory, so only its reader of single header blocks is used.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from poclab.errors import PoclabError, UsageError
+from poclab.formats.base import AGAIN, SECTOR, Part, Window, opened
+from poclab.names import shown
+from poclab.units import KIB, MIB
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+_MAX_MEMBERS = 1000
+_MAX_TEXT = MIB  # an OVF has some 10 KiB
+_MAX_EXTENDED = 64 * KIB
+_ALGORITHMS = {"sha1": 40, "sha256": 64, "sha512": 128}
+_LINE = re.compile(r"\s*(SHA-?(?:1|256|512))\s*\((.{1,255})\)\s*=\s*([0-9a-fA-F]+)\s*", re.I)
+_PAX = re.compile(rb"([0-9]{1,6}) ([^=\n]{1,100})=")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file in the archive.
+
+    Attributes:
+        name: its name, without any directory.
+        offset: where its bytes begin in the archive.
+        size: how many.
+    """
+
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def part(self) -> Part:
+        """Its place in whole sectors, as a disk is read; the archive pads it to as many."""
+        return Part(self.offset, -(-self.size // SECTOR) * SECTOR)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What the archive's manifest says of a member."""
+
+    member: Member
+    algorithm: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Ova:
+    """What an archive holds that is of use.
+
+    Attributes:
+        disk: the disk chosen.
+        digests: what the manifest says of the OVF and the disk; empty without a manifest.
+        system: what the OVF calls the operating system, or an empty string.
+    """
+
+    disk: Member
+    digests: tuple[Digest, ...]
+    system: str
+
+
+def look(path: Path, wanted: str | None = None, *, name: str = "") -> Ova:
+    """Read an OVA's headers, its OVF and its manifest, and choose the disk.
+
+    Args:
+        path: the archive.
+        wanted: the disk's file name or identifier; may be left out when there is one disk.
+        name: what to call it in messages, instead of the file's name.
+
+    Raises:
+        UsageError: there are several disks, or none of that name.
+        PoclabError: it is no OVA, damaged, or holds what an OVA does not.
+    """
+    with opened(path, shown(name or path.name, 200)) as window:
+        members = _members(window)
+        described = _only(window, members, ".ovf")
+        if described is None:
+            raise _refused(window, "it is a tar archive without an OVF, so it is no OVA")
+        root = _parse(window, described)
+        disk = _choose(window, members, _disks(window, root), wanted)
+        manifest = _only(window, members, ".mf")
+        digests: tuple[Digest, ...] = ()
+        if manifest is not None:
+            digests = _digests(window, members, manifest, (described, disk))
+        return Ova(disk, digests, _system(root))
+
+
+def _refused(window: Window, why: str, fix: str = "") -> PoclabError:
+    return PoclabError(f"{window.name} is not an OVA poclab takes", why=why, fix=fix)
+
+
+# --- the archive ------------------------------------------------------------------------
+
+
+def _members(window: Window) -> dict[str, Member]:
+    """The archive's members by name; regular files only, each name once."""
+    found: dict[str, Member] = {}
+    for member in _walk(window):
+        if member.name in found:
+            raise _refused(window, f"it holds {shown(member.name)} twice")
+        found[member.name] = member
+    return found
+
+
+def _walk(window: Window) -> Iterator[Member]:
+    """Walk the headers. POSIX.1-2017, pax, and GNU tar's manual, "Basic Tar Format"."""
+    offset, count, extended = 0, 0, dict[str, str]()
+    # A block of zeros, or the end of the file, ends the archive.
+    while window.read(offset, SECTOR).strip(b"\0"):
+        header = _header(window, offset)
+        offset += SECTOR
+        count += 1
+        if count > _MAX_MEMBERS:
+            raise _refused(window, f"it has more than {_MAX_MEMBERS} members")
+        if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
+            extended |= _extended(window, header, offset)
+            offset += _padded(header.size)
+            continue
+        name = _plain_name(window, extended.get("path", header.name))
+        if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise _refused(window, f"{shown(name)} in it is no regular file")
+        size = _size(window, extended.get("size"), header.size)
+        if not window.holds(offset, _padded(size)):
+            raise _refused(window, f"it is truncated: {shown(name)} goes beyond its end", AGAIN)
+        yield Member(name, offset, size)
+        offset, extended = offset + _padded(size), {}
+
+
+def _header(window: Window, offset: int) -> tarfile.TarInfo:
+    try:
+        header = tarfile.TarInfo.frombuf(window.read(offset, SECTOR), "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise _refused(window, f"it is damaged at byte {offset}: {error}", AGAIN) from error
+    if header.size < 0:
+        raise _refused(window, f"it is damaged at byte {offset}", AGAIN)
+    return header
+
+
+def _extended(window: Window, header: tarfile.TarInfo, offset: int) -> dict[str, str]:
+    """What an extended header says of the member after it: its name, its size."""
+    if header.size > _MAX_EXTENDED or not window.holds(offset, header.size):
+        raise _refused(window, "an extended header in it is too long")
+    data = window.read(offset, header.size)
+    if header.type == tarfile.GNUTYPE_LONGNAME:
+        return {"path": data.rstrip(b"\0").decode(errors="surrogateescape")}
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(data.rstrip(b"\0")):
+        match = _PAX.match(data, at)
+        length = int(match[1]) if match else 0
+        end = data[at + length - 1 : at + length]
+        if match is None or length < match.end() - at + 1 or end != b"\n":
+            raise _refused(window, "an extended header in it makes no sense")
+        key = match[2].decode(errors="replace")
+        if key.startswith("GNU.sparse") or (header.type == tarfile.XGLTYPE and key in _OF_ONE):
+            raise _refused(window, f"an extended header in it has {shown(key)}")
+        if key in _OF_ONE:
+            found[key] = data[match.end() : at + length - 1].decode(errors="surrogateescape")
+        at += length
+    return found
+
+
+_OF_ONE = ("path", "size", "linkpath")
+
+
+def _size(window: Window, text: str | None, size: int) -> int:
+    if text is None:
+        return size
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise _refused(window, f"a member's size is {shown(text)}")
+    return int(text)
+
+
+def _padded(size: int) -> int:
+    return -(-size // SECTOR) * SECTOR
+
+
+def _plain_name(window: Window, text: str) -> str:
+    name = text.removeprefix("./")
+    if not name or name != PurePosixPath(name).name or name == ".." or not name.isprintable():
+        raise _refused(window, f"a member's name is {shown(text)}", "members have plain names")
+    return name
+
+
+def _only(window: Window, members: dict[str, Member], suffix: str) -> Member | None:
+    """The one member with a suffix, if any."""
+    found = [member for name, member in members.items() if name.lower().endswith(suffix)]
+    if len(found) > 1:
+        names = ", ".join(shown(member.name) for member in found[:5])
+        raise _refused(window, f"it holds several {suffix} files: {names}")
+    return found[0] if found else None
+
+
+def _text(window: Window, member: Member) -> str:
+    if member.size > _MAX_TEXT:
+        raise _refused(window, f"{shown(member.name)} in it is too large")
+    try:
+        # One encoding: what is looked for in the text is then what the parser sees.
+        return window.read(member.offset, member.size).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _refused(window, f"{shown(member.name)} in it is not UTF-8") from error
+
+
+# --- the OVF ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Disk:
+    """A disk as the OVF describes it: its identifier and its file's name."""
+
+    ident: str
+    file: str
+
+
+def _parse(window: Window, member: Member) -> Element:
+    from xml.etree.ElementTree import ParseError, fromstring
+
+    text = _text(window, member)
+    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.I):
+        # Entities could make a small file a huge one, or name other files; no OVF has any.
+        raise _refused(window, f"{shown(member.name)} in it has a document type")
+    try:
+        root = fromstring(text)  # noqa: S314 - bounded, and without a document type
+    except (ParseError, ValueError, RecursionError) as error:
+        raise _refused(window, f"{shown(member.name)} in it is not well-formed: {error}") from error
+    if _local(root.tag) != "Envelope":
+        raise _refused(window, f"{shown(member.name)} in it is no OVF")
+    return root
+
+
+def _local(tag: str) -> str:
+    """A name without its namespace; each version of OVF has another one."""
+    return tag.rpartition("}")[2]
+
+
+def _attributes(element: Element) -> dict[str, str]:
+    return {_local(key): value for key, value in element.attrib.items()}
+
+
+def _under(root: Element, section: str, tag: str) -> Iterator[dict[str, str]]:
+    for child in root:
+        if _local(child.tag) == section:
+            for item in child:
+                if _local(item.tag) == tag:
+                    yield _attributes(item)
+
+
+def _disks(window: Window, root: Element) -> list[_Disk]:
+    """The disks that have a file."""
+    files = {file.get("id", ""): file for file in _under(root, "References", "File")}
+    found = []
+    for disk in _under(root, "DiskSection", "Disk"):
+        file = files.get(disk.get("fileRef", ""))
+        if file is None:  # an empty disk
+            continue
+        ident, href = disk.get("diskId", ""), file.get("href", "")
+        if disk.get("parentRef"):
+            raise _refused(window, f"disk {shown(ident)} holds the differences to another one")
+        if file.get("compression", "identity") not in ("", "identity") or file.get("chunkSize"):
+            raise _refused(
+                window,
+                f"{shown(href)} in it is compressed or split by the archive",
+                "export it again without compression, or unpack it and give the disk",
+            )
+        found.append(_Disk(ident, href))
+    return found
+
+
+def _choose(
+    window: Window, members: dict[str, Member], disks: list[_Disk], wanted: str | None
+) -> Member:
+    names = ", ".join(shown(disk.file) for disk in disks[:10])
+    if not disks:
+        raise _refused(window, "its OVF describes no disk")
+    if wanted is not None:
+        disks = [disk for disk in disks if wanted in (disk.file, disk.ident)]
+        if len(disks) != 1:
+            raise UsageError(
+                f"{window.name} has no disk {shown(wanted)}",
+                why=f"its disks are {names}",
+                fix="choose one with --disk",
+            )
+    if len(disks) > 1:
+        raise UsageError(
+            f"{window.name} has several disks",
+            why=f"they are {names}",
+            fix="choose one with --disk NAME; a version holds one disk",
+        )
+    file = disks[0].file
+    member = members.get(file) or members.get(unquote(file))
+    if member is None:
+        raise _refused(window, f"its OVF names {shown(file)}, which is not in it", AGAIN)
+    return member
+
+
+def _system(root: Element) -> str:
+    """The operating system: VMware's and VirtualBox's own words, else the description."""
+    for section in root.iter():
+        if _local(section.tag) != "OperatingSystemSection":
+            continue
+        words = [_attributes(section).get("osType", "")]
+        for item in section:
+            if _local(item.tag) in ("OSType", "Description"):
+                words.append(item.text or "")
+        return " ".join(word.strip() for word in words if word.strip())[:200]
+    return ""
+
+
+# --- the manifest -----------------------------------------------------------------------
+
+
+def _digests(
+    window: Window, members: dict[str, Member], manifest: Member, needed: tuple[Member, ...]
+) -> tuple[Digest, ...]:
+    """Read `SHA256(name)= hex` lines; they must cover what is needed and name nothing else."""
+    found: dict[str, Digest] = {}
+    for line in _text(window, manifest).splitlines():
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line)
+        algorithm = match[1].lower().replace("-", "") if match else ""
+        if match is None or len(match[3]) != _ALGORITHMS[algorithm]:
+            raise _refused(window, f"its manifest has the line {shown(line)}")
+        name = match[2].removeprefix("./")
+        if name not in members or name in found:
+            why = "which is not in it" if name not in members else "twice"
+            raise _refused(window, f"its manifest names {shown(name)}, {why}", AGAIN)
+        found[name] = Digest(members[name], algorithm, match[3].lower())
+    for member in needed:
+        if member.name not in found:
+            raise _refused(window, f"its manifest does not name {shown(member.name)}")
+    return tuple(found[member.name] for member in needed)

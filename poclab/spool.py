@@ -1,0 +1,122 @@
+"""Standard input to a sparse file: a disk must be looked at before it is read in order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from poclab import events
+from poclab.errors import PoclabError
+from poclab.formats import detect, opened
+from poclab.formats.base import HEAD
+from poclab.formats.detect import refuse_wrapped
+from poclab.units import GIB, MIB, TIB, format_size
+
+DEFAULT_LIMIT = TIB
+NAME = "standard input"
+_BLOCK = 64 * 1024  # what is left out when it is all zeros
+_ZEROS = bytes(_BLOCK)
+_SPARE = GIB  # what others on the pool's file system keep
+_ROOM_EVERY = 64 * MIB
+
+
+def spool(source: BinaryIO, target: Path, *, limit: int = DEFAULT_LIMIT, raw: bool = False) -> str:
+    """Write a stream to a file, leaving out what is zeros, and give its digest.
+
+    A stream that begins like nothing that can be imported is refused at its beginning.
+
+    Args:
+        source: the stream.
+        target: the file to make; removing it is the caller's.
+        limit: bytes the stream may have.
+        raw: whether the caller says that it is a raw disk, which may begin with anything.
+
+    Returns:
+        `sha256:HEX` of the stream.
+
+    Raises:
+        PoclabError: the stream is too long, there is no room, or it is no disk.
+    """
+    digest = hashlib.sha256()
+    done, looked, asked = 0, False, 0
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        for piece in _pieces(source):
+            if done + len(piece) > limit:
+                raise PoclabError(
+                    f"{NAME} is longer than {format_size(limit)}",
+                    fix="allow more with --size-limit",
+                )
+            if done >= asked:
+                _check_room(target)
+                asked += _ROOM_EVERY
+            digest.update(piece)
+            _write(file.fileno(), piece, done)
+            done += len(piece)
+            if not looked and done >= HEAD:
+                os.ftruncate(file.fileno(), done)
+                _look(target, raw)
+                looked = True
+            events.progress("reading the disk", done, None)
+        os.ftruncate(file.fileno(), done)
+    if not done:
+        raise PoclabError(f"{NAME} is empty", fix="pipe a disk in, or give a file")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _pieces(source: BinaryIO) -> Iterator[bytes]:
+    """The stream in pieces of 1 MiB, the last one shorter; a pipe gives 64 KiB at a time."""
+    while True:
+        piece = source.read(MIB)
+        if not piece:
+            return
+        yield piece
+
+
+def _write(descriptor: int, piece: bytes, offset: int) -> None:
+    """Write what is not zeros, as few and as long runs as there are."""
+    view = memoryview(piece)
+    begin = 0  # of the run
+    for start in range(0, len(piece) + _BLOCK, _BLOCK):
+        block = piece[start : start + _BLOCK]  # bytes, which compare much faster than views
+        if block and block != _ZEROS[: len(block)]:
+            continue
+        if begin < start:
+            _write_run(descriptor, view[begin:start], offset + begin)
+        begin = start + _BLOCK
+
+
+def _write_run(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = _pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def _pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+    try:
+        return os.pwrite(descriptor, data, offset)
+    except OSError as error:
+        raise PoclabError(
+            f"{NAME} cannot be stored", why=f"{error.strerror}", fix="make room in the pool"
+        ) from error
+
+
+def _check_room(target: Path) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < _SPARE:
+        raise PoclabError(
+            f"there is no room for {NAME}",
+            why=f"{target.parent.parent} has {format_size(free)} left",
+            fix="make room there: poclab image rm, or another pool",
+        )
+
+
+def _look(target: Path, raw: bool) -> None:
+    with opened(target, NAME) as window:
+        kind = detect(window, whole=False)
+        if kind == "raw" and not raw:
+            refuse_wrapped(window)
