@@ -36,13 +36,13 @@ def read(window: Window) -> DiskInfo:
         PoclabError: the file is damaged, or refers to another one.
     """
     _check_type(window)
+    head = _header(window, 0)
     found = violations("vmdk", window)
     if "footer" in found:
         why = f"its footer is missing or wrong ({found['footer']})"
         raise window.refused(f"{why}; it may be truncated", AGAIN)
     for text in found.values():
         raise window.refused(f"its descriptor is not acceptable: {text}", _WHERE_MADE)
-    head = _header(window, 0)
     capacity, grain, entries = head[3], head[4], head[7]
     descriptor = window.read(head[5] * SECTOR, min(head[6] * SECTOR, MIB))
     if b"parentfilenamehint" in descriptor.lower():

@@ -1,0 +1,145 @@
+"""Standard input to a sparse file, and digests that skip holes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pytest
+
+from poclab.digest import Wanted, computing
+from poclab.errors import PoclabError
+from poclab.spool import spool
+from poclab.units import GIB, KIB, MIB
+from tests.support.disks import raw
+
+CONTENTS = {
+    "data": os.urandom(3 * MIB + 7),
+    "short": b"x",
+    "zeros": bytes(5 * MIB + 3),
+    "mixed": b"".join(os.urandom(64 * KIB) + bytes(192 * KIB) for _ in range(20)),
+    "edge": bytes(MIB - 1) + b"x" + bytes(2 * MIB),
+    "ends in part": os.urandom(MIB) + bytes(100 * KIB),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_spools(name: str, tmp_path: Path) -> None:
+    data = CONTENTS[name]
+    target = tmp_path / "out"
+    found = spool(io.BytesIO(data), target, raw=True)
+    assert target.read_bytes() == data
+    assert found == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_zeros_take_no_room(tmp_path: Path) -> None:
+    spool(io.BytesIO(CONTENTS["zeros"]), tmp_path / "out", raw=True)
+    assert (tmp_path / "out").stat().st_blocks == 0
+    spool(io.BytesIO(CONTENTS["mixed"]), tmp_path / "mixed", raw=True)
+    assert (tmp_path / "mixed").stat().st_blocks * 512 <= 20 * 64 * KIB + 64 * KIB
+
+
+class Endless:
+    """A stream without end that begins as it is told, and counts what is taken of it."""
+
+    def __init__(self, head: bytes = b"") -> None:
+        self._head = head
+        self.taken = 0
+
+    def read(self, size: int) -> bytes:
+        piece = self._head[self.taken : self.taken + size].ljust(size, b"\0")
+        self.taken += size
+        return piece
+
+
+def test_a_stream_that_never_ends(tmp_path: Path) -> None:
+    disk = raw(tmp_path / "disk").read_bytes()
+    stream = Endless(disk)
+    with pytest.raises(PoclabError, match="longer than 16 MiB"):
+        spool(cast(BinaryIO, stream), tmp_path / "out", limit=16 * MIB)
+    assert stream.taken == 17 * MIB
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (b"LUKS\xba\xbe\0\1", "LUKS"),
+        (bytes(32768) + b"\1CD001\1", "ISO"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"QED\0", "QED"),
+    ],
+)
+def test_is_refused_at_its_beginning(head: bytes, expected: str, tmp_path: Path) -> None:
+    stream = Endless(head)
+    with pytest.raises(PoclabError, match=expected):
+        spool(cast(BinaryIO, stream), tmp_path / "out")
+    assert stream.taken == 2 * MIB
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    with pytest.raises(PoclabError, match="empty"):
+        spool(io.BytesIO(b""), tmp_path / "out")
+
+
+def test_leaves_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=GIB - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(PoclabError, match="no room"):
+        spool(io.BytesIO(bytes(MIB)), tmp_path / "out", raw=True)
+
+
+def sparse(path: Path) -> Path:
+    """Hole, data, hole, data, hole; the last hole ends within a block."""
+    with path.open("wb") as file:
+        for at in (3 * MIB, 9 * MIB + 4096):
+            file.seek(at)
+            file.write(os.urandom(MIB + 5))
+        file.truncate(13 * MIB + 77)
+    return path
+
+
+def test_digests_of_a_file_with_holes_and_of_parts(tmp_path: Path) -> None:
+    path = sparse(tmp_path / "a")
+    data = path.read_bytes()
+    wanted = (
+        Wanted("sha256"),
+        Wanted("sha1", 3 * MIB - 5, 2 * MIB),
+        Wanted("sha512", 9 * MIB, 1),
+        Wanted("sha256", 13 * MIB + 70),
+        Wanted("sha256", 5, 0),
+    )
+    with computing(path, *wanted) as running:
+        found = running.results()
+    for one, result in zip(wanted, found, strict=True):
+        end = None if one.size is None else one.offset + one.size
+        assert result == hashlib.new(one.algorithm, data[one.offset : end]).hexdigest()
+
+
+def test_an_early_end_ends_the_thread(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    before = threading.active_count()
+
+    def interrupted() -> None:
+        with computing(path, Wanted("sha256")):
+            assert threading.active_count() == before + 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert threading.active_count() == before
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with (
+        computing(tmp_path / "none", Wanted("sha256")) as running,
+        pytest.raises(PoclabError, match="cannot be read"),
+    ):
+        running.results()
