@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from poclab.model import ObservedVm, Version
@@ -50,7 +50,8 @@ def _row(host: Host, vm: ObservedVm) -> VmRow:
     running = vm.running
     pending = vm.active and running.overlay != vm.record.overlay
     state = f"{vm.state} (restart pending)" if pending else str(vm.state)
-    ready = glance(host, running) if vm.active else None
+    # What counts as ready needs no restart to change; the ports to ask by are the running ones.
+    ready = glance(host, replace(running, ready=vm.record.ready)) if vm.active else None
     return VmRow(
         lab=running.lab,
         vm=running.name,
