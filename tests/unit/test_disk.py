@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from poclab import disk, events
-from poclab.disk import DiskInfo
 from poclab.errors import PoclabError
+from poclab.formats import DiskInfo
 from poclab.units import GIB, MIB, TIB
 
 
