@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -372,6 +373,53 @@ def test_a_second_tag_shares_the_disk_and_lives_on_its_own(lab: OneLab) -> None:
     lab.down()
     lab.host.poclab("image", "rm", "--yes", "tiny:stable")
     assert {name for name in lab.digests() if name.startswith("base.")} == bases
+
+
+# --- VMs that do not become ready ---------------------------------------------------------
+
+NEVER = "ready: {ssh: true, timeout: 2}"
+
+
+def test_a_vm_that_is_not_ready_stops_only_those_after_it(lab: OneLab) -> None:
+    others = ("b: {image: 'tiny:v1', after: [a]}", "c: {image: 'tiny:v1'}")
+    lab.write(f"a: {{image: 'tiny:v1', {NEVER}}}", *others)
+    done = lab.up(check=False)
+    assert done.returncode == 1
+    assert f"{lab.name}/a was not ready after 2.0s" in done.stderr
+    log = done.stderr.split("see its console log: ")[1].split("\n")[0]
+    assert lab.host.run("test", "-f", log, check=False).returncode == 0
+    assert f"{lab.name}/b was not started" in done.stderr
+    assert "a is not ready" in done.stderr
+    states = {vm: row["state"] for vm, row in lab.status().items()}
+    assert states == {"a": "running", "b": "shut off", "c": "running"}
+    a, c = lab.run_id("a"), lab.run_id("c")
+    # What nobody waits for any more holds nobody up: the same command goes on.
+    lab.write("a: {image: 'tiny:v1'}", *others)
+    lab.up()
+    assert {row["state"] for row in lab.status().values()} == {"running"}
+    assert (lab.run_id("a"), lab.run_id("c")) == (a, c)
+
+
+def test_vms_that_wait_for_nobody_start_together(lab: OneLab) -> None:
+    lab.write(*(f"{vm}: {{image: 'tiny:v1', ready: {{ssh: true, timeout: 6}}}}" for vm in "abcd"))
+    began = time.monotonic()
+    done = lab.up(check=False)
+    assert time.monotonic() - began < 4 * 6
+    assert done.stderr.count("was not ready after 6.0s") == 4
+
+
+def test_a_vm_that_does_not_start_leaves_the_others_up(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1', memory: 8TiB}", "b: {image: 'tiny:v1'}")
+    done = lab.up(check=False)
+    assert done.returncode == 1
+    assert f"lab {lab.name} is not fully up: a" in done.stderr
+    assert {vm: row["state"] for vm, row in lab.status().items()} == {
+        "a": "shut off",
+        "b": "running",
+    }
+    lab.write("a: {image: 'tiny:v1'}", "b: {image: 'tiny:v1'}")
+    lab.up()
+    assert lab.status()["a"]["state"] == "running"
 
 
 # --- the lab's key ------------------------------------------------------------------------
