@@ -149,7 +149,7 @@ def test_history_is_in_the_domain_and_tells_who(lab: OneLab) -> None:
 
 def test_reset_makes_the_firmware_variables_anew(lab: OneLab) -> None:
     disk = labs.disk_file(lab.host, "uefi.raw")
-    lab.host.poclab("image", "import", "uefi:v1", str(disk))
+    lab.host.poclab("image", "import", "uefi:v1", str(disk), "--profile", "linux")
     lab.write("a: {image: 'uefi:v1'}", defaults="memory: 64MiB")
     lab.up()
     nvram = fromstring(lab.host.virsh("dumpxml", lab.domain("a"))).findtext("os/nvram", "")

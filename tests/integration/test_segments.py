@@ -15,7 +15,7 @@ import pytest
 from tests.support import accounts, shop
 from tests.support.accounts import as_root
 from tests.support.hosts import Host
-from tests.support.onelab import OneLab, one_lab
+from tests.support.onelab import OneLab, one_lab, up_together
 
 pytestmark = pytest.mark.guest
 
@@ -88,8 +88,7 @@ def two(office: tuple[Host, Host]) -> Iterator[tuple[OneLab, OneLab]]:
         far = "c: {image: 'shop:v1', networks: [{name: lan, ip: 10.77.6.12}]}"
         first.write(near, peer, networks=lan.format("isolated"), defaults=shop.DEFAULTS)
         second.write(far, networks=lan.format("nat"), defaults=shop.DEFAULTS)
-        first.up()
-        second.up()
+        up_together(first, second)
         yield first, second
 
 

@@ -26,10 +26,12 @@ class OneLab:
     Attributes:
         host: where it is.
         name: its name.
+        eyes: who may look into the pool there.
     """
 
     host: Host
     name: str
+    eyes: Host
 
     @property
     def path(self) -> str:
@@ -84,17 +86,17 @@ class OneLab:
 
     def disks(self, vm: str) -> list[str]:
         """The volumes a VM is defined with, the system disk first."""
-        found: list[str] = labs.look(self.host)["domains"][self.domain(vm)]["defined"]
+        found: list[str] = labs.look(self.eyes)["domains"][self.domain(vm)]["defined"]
         return found
 
     def volumes(self) -> set[str]:
         """The lab's volumes."""
-        return {name for name in labs.look(self.host)["files"] if f".{self.name}." in name}
+        return {name for name in labs.look(self.eyes)["files"] if f".{self.name}." in name}
 
     def digests(self) -> dict[str, str]:
         """The digest of every volume of the pool, as a file."""
-        directory = labs.look(self.host)["directory"]
-        out = self.host.run("sh", "-c", 'cd "$0" && sha256sum -- *', directory).stdout
+        directory = labs.look(self.eyes)["directory"]
+        out = self.eyes.run("sh", "-c", 'cd "$0" && sha256sum -- *', directory).stdout
         return {line[66:]: line[:64] for line in out.splitlines()}
 
     def off(self, vm: str) -> None:
@@ -103,13 +105,21 @@ class OneLab:
 
 
 @contextmanager
-def one_lab(host: Host) -> Iterator[OneLab]:
+def one_lab(host: Host, eyes: Host | None = None) -> Iterator[OneLab]:
     """A lab for one test; it is down afterwards."""
-    lab = OneLab(host, f"lab{next(_numbers)}")
+    lab = OneLab(host, f"lab{next(_numbers)}", eyes or host)
     try:
         yield lab
     finally:
         lab.down("--volumes")
+
+
+def up_together(*labs_: OneLab) -> None:
+    """Bring labs up at once: guests boot on all processors."""
+    running = [(lab, lab.host.popen_poclab("up", lab.path)) for lab in labs_]
+    for lab, process in running:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, f"up {lab.name}: {out}{err}"
 
 
 def free_port() -> int:
