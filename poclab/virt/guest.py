@@ -25,6 +25,7 @@ _STATES = {
 }
 # Beside the record, in the running domain only: it goes with the QEMU process, so it is true.
 _STARTED = "started"
+_ASK_AGAIN = 1.0  # seconds; a guest that still boots does not hear the first request
 _AGENT = "devices/channel/target[@name='org.qemu.guest_agent.0']"
 
 
@@ -178,15 +179,24 @@ class Guest:
         events.step("shut down", domain=self.name)
         if not self.active():
             return
-        with contextlib.suppress(libvirt.libvirtError):
-            self._domain.shutdown()
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
+        if self.state() in (State.PAUSED, State.IO_ERROR):
+            self.power_off()  # its processors stand still: it would never hear the request
+            return
+        begin = asked = time.monotonic()
+        self._ask_to_shut_down()
+        while time.monotonic() - begin < patience:
             if not self.active():
                 return
+            if time.monotonic() - asked >= _ASK_AGAIN:
+                asked = time.monotonic()
+                self._ask_to_shut_down()
             time.sleep(0.1)
         events.warning(f"{self.name} did not shut down within {patience:.0f} s: powered off")
         self.power_off()
+
+    def _ask_to_shut_down(self) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            self._domain.shutdown()
 
     def remove(self) -> None:
         """Undefine it with its firmware variables; gone already is fine."""
