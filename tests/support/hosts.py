@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -167,7 +168,7 @@ class Host:
             timeout: seconds before it is killed.
             env: variables added to the environment.
         """
-        report = self.write("steps", "")
+        report = self.write(f"steps.{threading.get_ident()}", "")
         program = str(self.place.installation.checkout / "tests/support/kill.py")
         python = self.place.installation.python
         argv = self.place.argv(python, program, str(report), str(step), how, *args, **env)
