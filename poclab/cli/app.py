@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -101,6 +102,11 @@ def _run() -> int:
         # The reader of our output went away (`poclab status | head`).
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the flush at exit
         return 141
+    except OSError as error:
+        if context.options().verbose:
+            raise
+        output.show_error(_of_the_system(error))
+        return 1
     except Exception as error:
         if context.options().verbose:
             raise
@@ -110,6 +116,22 @@ def _run() -> int:
         )
         return 1
     return 0
+
+
+def _of_the_system(error: OSError) -> PoclabError:
+    """What the system refused, when no adapter had better words for it."""
+    why = error.strerror or str(error)
+    if error.filename:
+        why = f"{error.filename}: {why}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return PoclabError(
+            "the disk is full",
+            why=why,
+            fix="make room, then run the same command again (`poclab doctor` checks the pool)",
+        )
+    return PoclabError(
+        "poclab could not use a file", why=why, fix="`poclab doctor` checks the host"
+    )
 
 
 def _terminated(_signum: int, _frame: object) -> NoReturn:
