@@ -302,10 +302,11 @@ def _connection_error(uri: str | None, error: libvirt.libvirtError) -> PoclabErr
     fix = "`poclab doctor` checks the host"
     if os.geteuid() == 0 and shown == "qemu:///session":
         fix = "root has no session daemon: use -c qemu:///system, or an ordinary user"
-    elif "Failed to connect socket" in text or "No such file" in text:
-        fix = "start libvirt: `systemctl start libvirtd`, without systemd `libvirtd -d`"
+    # Before the socket: "Failed to connect socket to '...': Permission denied".
     elif "authentication" in text or "Permission denied" in text:
         fix = "join the group libvirt (`usermod -aG libvirt USER`), or use -c qemu:///session"
+    elif "Failed to connect socket" in text or "No such file" in text:
+        fix = "start libvirt: `systemctl start libvirtd`, without systemd `libvirtd -d`"
     elif "no connection driver" in text or "Cannot find" in text:
         fix = "install libvirt-daemon-system (Debian, Ubuntu) or libvirt-daemon-kvm (Fedora)"
     return PoclabError(f"cannot connect to {shown}", why=text, fix=fix)
