@@ -25,6 +25,8 @@ _STATES = {
 }
 # Beside the record, in the running domain only: it goes with the QEMU process, so it is true.
 _STARTED = "started"
+# The second: a domain that went off meanwhile has no running definition.
+_NO_METADATA = (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_OPERATION_INVALID)
 _ASK_AGAIN = 1.0  # seconds; a guest that still boots does not hear the first request
 _AGENT = "devices/channel/target[@name='org.qemu.guest_agent.0']"
 
@@ -79,11 +81,11 @@ class Guest:
 
     def observe(self) -> ObservedVm | None:
         """All of it, or None when it went away."""
-        with contextlib.suppress(libvirt.libvirtError):
+        with contextlib.suppress(GoneError):
             record = self.record()
             if record is None:
                 return None
-            active = bool(self._domain.isActive())
+            active = self.active()
             element = self._metadata(live=True) if active else None
             live = self.record(live=True) if active else None
             return ObservedVm(
@@ -212,12 +214,17 @@ class Guest:
 
     def _metadata(self, *, live: bool) -> Element | None:
         flag = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        try:
-            text = self._domain.metadata(
-                libvirt.VIR_DOMAIN_METADATA_ELEMENT, metadata.NAMESPACE, flag
-            )
-        except libvirt.libvirtError:
-            return None
+        with libvirt_errors(f"the metadata of {self.name} cannot be read"):
+            try:
+                text = self._domain.metadata(
+                    libvirt.VIR_DOMAIN_METADATA_ELEMENT, metadata.NAMESPACE, flag
+                )
+            except libvirt.libvirtError as error:
+                # Nothing else means that there is none: what a VM stands on is garbage to
+                # whoever takes a VM that cannot be asked for one that is not there.
+                if error.get_error_code() not in _NO_METADATA:
+                    raise
+                return None
         return fromstring(text)  # noqa: S314 - libvirtd wrote it
 
     def _set_metadata(self, element: Element, flag: int) -> None:

@@ -18,7 +18,7 @@ from poclab.errors import PoclabError, UsageError
 from poclab.model import Foreign, NetworkRecord, ObservedVm, VmRecord
 from poclab.virt import metadata
 from poclab.virt.design import HostTraits
-from poclab.virt.errors import libvirt_errors
+from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
 from poclab.virt.network import LabNetwork
 from poclab.virt.pool import LocalPool, StreamPool, pool_directory, pool_xml
@@ -155,7 +155,7 @@ class Host:
         ours: list[Guest] = []
         others: list[str] = []
         for domain in domains:
-            with contextlib.suppress(libvirt.libvirtError):  # it went away meanwhile
+            with contextlib.suppress(GoneError):  # it went away meanwhile
                 guest = Guest.of(self.conn, domain)
                 if guest:
                     ours.append(guest)
