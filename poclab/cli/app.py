@@ -14,6 +14,8 @@ from poclab import __version__, output
 from poclab.cli import context, doctor, image, lab, vm
 from poclab.errors import PoclabError
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 app = typer.Typer(
     name="poclab",
     help="Labs of virtual machines on versioned images: up, reset to a version, down.",
@@ -82,7 +84,7 @@ def run() -> NoReturn:
         code = _run()
     except KeyboardInterrupt:
         output.tell("interrupted: the same command again goes on from here")
-        code = 130
+        code = _INTERRUPTED
     sys.stdout.flush()
     sys.exit(code)
 
@@ -92,6 +94,8 @@ def _run() -> int:
         with context.reporting():
             app()
     except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer's own end of a KeyboardInterrupt, without a word
+            raise KeyboardInterrupt from None
         return end.code if isinstance(end.code, int) else 1
     except PoclabError as error:
         if context.options().verbose:
