@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.hosts import Host
+from tests.support.hosts import Completed, Host
 
 MIB = 1024**2
 # x86 code at 0x7c00 in real mode. SeaBIOS puts the ACPI registers of both chipsets at 0x600:
@@ -175,3 +175,11 @@ def leftovers(host: Host, lab: str = "") -> list[str]:
     """What poclab itself calls left over: of a lab, or all."""
     found = json.loads(host.poclab("doctor", "--orphans", "-o", "json", check=False).stdout)
     return [row["name"] for row in found if not lab or f".{lab}." in row["name"]]
+
+
+def robbed(done: Completed) -> bool:
+    """Whether another session on this machine took a forwarded port between plan and start.
+
+    The command says so and is to be run again; tests of two checkouts side by side see it.
+    """
+    return done.returncode == 1 and "another program took the port" in done.stderr

@@ -8,6 +8,7 @@ of. Used through `labs.look`. The file imports nothing of the tests, so any acco
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -58,6 +59,10 @@ def main() -> None:
     pool = sys.argv[1] if len(sys.argv) > 1 else "poclab"
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     conn = libvirt.open()
+    domains = {}
+    for item in conn.listAllDomains(0):
+        with contextlib.suppress(libvirt.libvirtError):  # another lab's, gone meanwhile
+            domains[item.name()] = domain(item)
     try:
         found = conn.storagePoolLookupByName(pool)
         directory = fromstring(found.XMLDesc(0)).findtext("target/path", "")
@@ -66,7 +71,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "domains": {item.name(): domain(item) for item in conn.listAllDomains(0)},
+                "domains": domains,
                 "networks": {
                     item.name(): bool(item.isActive()) for item in conn.listAllNetworks(0)
                 },
