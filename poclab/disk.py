@@ -324,7 +324,9 @@ def resize(path: Path, size: int) -> None:
         runner().run(["qemu-img", "resize", "-q", "-f", "qcow2", _plain(path), str(size)])
     except CommandFailed as error:
         raise PoclabError(
-            f"{shown(path.name, 200)} cannot be enlarged", why=_reason(error.result.last_line)
+            f"{shown(path.name, 200)} cannot be enlarged",
+            why=_reason(error.result.last_line),
+            fix=_room(path, error.result.last_line),
         ) from error
 
 
@@ -336,8 +338,15 @@ def _create(path: Path, options: list[str], size: int | None) -> None:
         runner().run(argv if size is None else [*argv, str(size)])
     except CommandFailed as error:
         raise PoclabError(
-            f"{shown(path.name, 200)} cannot be made", why=_reason(error.result.last_line)
+            f"{shown(path.name, 200)} cannot be made",
+            why=_reason(error.result.last_line),
+            fix=_room(path, error.result.last_line),
         ) from error
+
+
+def _room(path: Path, text: str) -> str:
+    """What to do about a disk that is full, where a message is about that."""
+    return f"make room in {path.absolute().parent}" if "No space left" in text else ""
 
 
 def _plain(path: Path) -> str:
