@@ -188,8 +188,11 @@ class LocalPool:
 
     def blank(self, name: str, size: int) -> None:
         """See `Pool`."""
-        with _disk_errors(name):
-            create_empty(self._root / name, size)
+        # A data disk's name is known beforehand: half-made, it would be taken for the whole one.
+        with _disk_errors(name), self.staging() as directory:
+            made = directory / name
+            create_empty(made, size)
+            made.replace(self._root / name)
 
     def grow(self, name: str, size: int) -> None:
         """See `Pool`."""
@@ -273,9 +276,10 @@ class StreamPool:
     def stat(self, name: str) -> VolumeStat:
         """See `Pool`."""
         with libvirt_errors(f"volume {name} is not there"):
-            flags = libvirt.VIR_STORAGE_VOL_GET_PHYSICAL
-            _, physical, allocated = self._volume(name).infoFlags(flags)
-            return VolumeStat(physical, allocated)
+            volume = self._volume(name)
+            # The flag puts the file's size where else its allocation is.
+            physical = volume.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2]
+            return VolumeStat(int(physical), int(volume.info()[2]))
 
     def read(self, name: str) -> bytes:
         """See `Pool`."""
