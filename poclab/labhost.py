@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from poclab import config, credentials, events, probe
+from poclab.errors import PoclabError
 from poclab.model import ObservedVm, VmRecord
 from poclab.plan import Observed
 from poclab.records import Stamp, garbage, volumes
@@ -47,11 +48,26 @@ class LabHost:
     def new_overlay(self, record: VmRecord) -> VmRecord:
         """Make a system disk for the record's version; returns the record that names it."""
         base = base_volume(record.digest)
+        self._check_size(record, base)
         made = replace(record, overlay=overlay_volume(self.lab, record.name, secrets.token_hex(4)))
         size = max(self.host.pool.capacity(base), record.disk_size or 0)
         events.step("overlay", vm=record.name)
         self.host.pool.overlay(made.overlay, base, size)
         return made
+
+    def _check_size(self, record: VmRecord, base: str) -> None:
+        """See that a base was not cut short: QEMU gives zeros for what is missing, or fails late.
+
+        The size alone: the digest of gigabytes takes seconds, and a start should not.
+        """
+        version = self.store.get(record.version)
+        size = self.host.pool.stat(base).size
+        if version.digest == record.digest and size != version.size:
+            raise PoclabError(
+                f"the disk of {record.version} is damaged",
+                why=f"{base} has {size} bytes, and had {version.size} when it was stored",
+                fix="check the pool's file system, then build or import it again with another tag",
+            )
 
     def data_disks(self, record: VmRecord, before: VmRecord | None = None) -> None:
         """See that the data disks are there, named and sized as recorded; the VM must be off."""
@@ -77,6 +93,7 @@ class LabHost:
         """Delete system disks and passing data disks of this lab that no VM stands on."""
         vms = self.host.vms()
         foreign = self.host.foreign().domains
+        self.host.pool.sweep()
         for name in garbage(self.lab, self.host.pool.names(), vms, foreign):
             events.step("delete", volume=name)
             self.host.pool.delete(name)
