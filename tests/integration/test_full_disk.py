@@ -1,0 +1,188 @@
+"""A storage pool that is full, and bases that were damaged: one clear message, nothing half-made.
+
+The pool is on a file system of a few MiB, mounted in a namespace of the test's own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support import accounts, labs
+from tests.support.hosts import Completed, Host
+from tests.support.labs import MIB, Vm
+
+
+@contextmanager
+def small(size: str) -> Iterator[Host]:
+    """A session whose pool is on a tmpfs of its own that nobody else sees."""
+    user = accounts.ordinary()
+    holder = subprocess.Popen(
+        [*accounts.as_root(), "unshare", "--mount", "sh", "-c", "echo $$; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdin
+    assert holder.stdout
+    try:
+        pid = holder.stdout.readline().strip()
+        enter = (*accounts.as_root(), "nsenter", "--mount", f"--target={pid}")
+        uri = "qemu:///session"
+        env = {"POCLAB_CONNECT": uri, "LIBVIRT_DEFAULT_URI": uri, "POCLAB_ACCEL": "tcg"}
+        with accounts.place(user, env, enter) as place:
+            pool = place.root / "tmp/pool"
+            options = f"size={size},uid={user.uid},gid={user.gid},mode=0700"
+            pool.mkdir()
+            mount = [*enter, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(pool)]
+            subprocess.run(mount, check=True, timeout=10)
+            yield Host(uri, replace(place, env={**place.env, "POCLAB_POOL_DIR": str(pool)}))
+    finally:
+        holder.stdin.close()
+        holder.wait(10)
+        holder.stdout.close()
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with small("12m") as found:
+        yield found
+
+
+def fill(host: Host, leave: int) -> None:
+    """Fill the pool but for some bytes."""
+    code = (
+        "import os, sys\nd, leave = sys.argv[1], int(sys.argv[2])\n"
+        "s = os.statvfs(d); n = s.f_bavail * s.f_frsize - leave\n"
+        "open(d + '/tmp.ballast', 'wb').write(b'x' * max(0, n))\n"
+    )
+    host.run("python3", "-c", code, host.env["POCLAB_POOL_DIR"], str(leave))
+
+
+def free(host: Host) -> None:
+    host.run("rm", f"{host.env['POCLAB_POOL_DIR']}/tmp.ballast")
+
+
+def files(host: Host) -> list[str]:
+    return [name for name in labs.look(host)["files"] if name != "tmp.ballast"]
+
+
+def full(done: Completed) -> None:
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    said = done.stderr.lower()
+    assert "no space left on device" in said or "there is no room" in said, done.stderr
+    assert "make room" in said
+    assert said.count("error:") <= 3  # one a VM, and the sum
+
+
+def test_import(host: Host) -> None:
+    labs.store(host, "tiny:v1")
+    before = files(host)
+    big = labs.disk_file(host, "big.raw", size=4 * MIB)
+    big.write_bytes(big.read_bytes()[: 2 * MIB] + b"z" * 2 * MIB)
+    for leave in (0, 512 * 1024, 2 * MIB):
+        fill(host, leave)
+        full(host.poclab("image", "import", "big:v1", str(big), "--format", "raw", check=False))
+        assert files(host) == before
+        free(host)
+    host.poclab("image", "import", "big:v1", str(big), "--format", "raw")
+    assert len(files(host)) == len(before) + 2
+    assert labs.leftovers(host) == []
+
+
+def test_up_and_reset(host: Host) -> None:
+    for tag in ("v1", "v2"):
+        labs.store(host, f"tiny:{tag}")
+    lab = labs.lab_file(host, "full", Vm("a", kept=False), Vm("b", kept=True))
+    before = files(host)
+    fill(host, 64 * 1024)
+    full(host.poclab("up", lab, check=False))
+    free(host)
+    host.poclab("up", lab)
+    assert [row["state"] for row in labs.rows(host, "full")] == ["running"] * 2
+    there = files(host)
+    fill(host, 64 * 1024)
+    full(host.poclab("reset", "--lab", "full", "--all", "--to", "v2", check=False))
+    # They go on where they were.
+    assert [row["version"] for row in labs.rows(host, "full")] == ["tiny:v1"] * 2
+    assert [row["state"] for row in labs.rows(host, "full")] == ["running"] * 2
+    free(host)
+    host.poclab("reset", "--lab", "full", "--all", "--to", "v2")
+    assert [row["version"] for row in labs.rows(host, "full")] == ["tiny:v2"] * 2
+    assert len(files(host)) == len(there)
+    assert labs.leftovers(host) == []
+    host.poclab("down", "full", "--yes", "--volumes")
+    assert files(host) == before
+
+
+def test_a_data_disk_is_there_as_a_whole_or_not_at_all(host: Host) -> None:
+    labs.store(host, "tiny:v1")
+    lab = labs.lab_file(host, "half", Vm("a", kept=True))
+    # Enough for the system disk of 196 KiB.
+    fill(host, 300 * 1024)
+    full(host.poclab("up", lab, check=False))
+    assert [name for name in files(host) if name.startswith(("data.", "tmp."))] == []
+    free(host)
+    host.poclab("up", lab)
+    assert "data.half.a.data.qcow2" in files(host)
+    host.poclab("down", "half", "--yes", "--volumes")
+    assert labs.leftovers(host) == []
+
+
+def test_a_guest_that_meets_a_full_disk_goes_on_when_there_is_room(host: Host) -> None:
+    labs.store(host, "writer:v1", labs.WRITER, size=4 * MIB)
+    lab = labs.lab_file(host, "io", Vm("w", image="writer:v1", more="disk: 64MiB"))
+    host.poclab("up", lab)
+
+    def state() -> str:
+        (row,) = json.loads(host.poclab("status", "io", "-o", "json").stdout)
+        return str(row["state"])
+
+    limit = time.monotonic() + 20
+    while state() == "running" and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert state() == "paused (I/O error)"
+    grow = ["mount", "-o", "remount,size=100m", host.env["POCLAB_POOL_DIR"]]
+    subprocess.run([*host.place.enter, *grow], check=True, timeout=10)
+    done = host.poclab("up", lab)
+    assert "resume w" in done.stderr
+    assert state() == "running"
+    began = time.monotonic()
+    host.poclab("down", "io", "--yes")
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("change", ["cut", "grown"])
+def test_a_base_of_another_size_is_not_used(change: str, host: Host) -> None:
+    labs.store(host, "tiny:v1")
+    (base,) = [name for name in files(host) if name.startswith("base.")]
+    path = f"{host.env['POCLAB_POOL_DIR']}/{base}"
+    host.run("chmod", "u+w", path)
+    host.run("truncate", "-s", "-65536" if change == "cut" else "+65536", path)
+    before = files(host)
+    lab = labs.lab_file(host, "cut", Vm("a"))
+    done = host.poclab("up", lab, check=False)
+    assert done.returncode == 1
+    assert "the disk of tiny:v1 is damaged" in done.stderr
+    assert "when it was stored" in done.stderr
+    assert labs.look(host)["domains"] == {}
+    assert files(host) == before
+
+
+def test_a_manifest_cut_short_does_not_count(host: Host) -> None:
+    file = labs.store(host, "tiny:v1")
+    path = f"{host.env['POCLAB_POOL_DIR']}/manifest.tiny.v1.json"
+    host.run("truncate", "-s", "-10", path)
+    assert json.loads(host.poclab("image", "ls", "-o", "json").stdout) == []
+    assert len(labs.leftovers(host)) == 2
+    host.poclab("image", "import", "tiny:v1", str(file), "--profile", "legacy")
+    assert labs.leftovers(host) == []
+    assert Path(path).name in files(host)
