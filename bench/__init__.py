@@ -1,0 +1,1 @@
+"""Measurements of poclab against the same done without it; see README.md."""

@@ -1,0 +1,122 @@
+"""Timing, and the table of what came out."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+
+class MeasurementError(Exception):
+    """What was to be measured did not work, so there is no figure."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The runs of one thing.
+
+    Attributes:
+        name: what was run.
+        seconds: how long each run took.
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+
+    @property
+    def middle(self) -> float:
+        """The median in seconds."""
+        return median(self.seconds)
+
+    def __str__(self) -> str:
+        low, high = min(self.seconds), max(self.seconds)
+        return f"{_ms(self.middle)} ms  ({_ms(low)} - {_ms(high)}, n={len(self.seconds)})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One series beside what it is measured against.
+
+    Attributes:
+        of: what is measured.
+        against: the measure.
+        bar: the ratio it is meant to stay below, or None where there is none.
+    """
+
+    of: Series
+    against: Series
+    bar: float | None = None
+
+    def line(self, width: int) -> str:
+        """The line of the report: figures, ratio, bar."""
+        bar = f" (bar {self.bar:g}x)" if self.bar is not None else ""
+        return (
+            f"{self.of.name:{width}}  {self.of}  {self.of.middle / self.against.middle:.2f}x{bar}"
+        )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:7.1f}"
+
+
+def interleaved(tasks: Mapping[str, Callable[[], float]], runs: int) -> dict[str, Series]:
+    """Run every task in turn (A B A B ...), after one round that is not counted.
+
+    What disturbs the machine for a while then disturbs all of them.
+
+    Args:
+        tasks: by name, what to run; each returns the seconds it took.
+        runs: how often each is run.
+    """
+    found: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(runs + 1):
+        for name, task in tasks.items():
+            seconds = task()
+            if number:
+                found[name].append(seconds)
+    return {name: Series(name, tuple(seconds)) for name, seconds in found.items()}
+
+
+def report(title: str, against: Series, comparisons: Sequence[Comparison]) -> None:
+    """Print a group of comparisons with the same measure."""
+    width = max(len(series.name) for series in (against, *(item.of for item in comparisons)))
+    print(f"\n{title}")
+    print(f"  {against.name:{width}}  {against}  1x")
+    for item in comparisons:
+        print(f"  {item.line(width)}")
+
+
+def timed(argv: Sequence[str], *, timeout: float = 120) -> float:
+    """Run a command and return the seconds it took.
+
+    Raises:
+        MeasurementError: it failed.
+    """
+    return output(argv, timeout=timeout)[0]
+
+
+def output(argv: Sequence[str], *, timeout: float = 120) -> tuple[float, str]:
+    """Run a command; returns the seconds it took and all that it printed.
+
+    Raises:
+        MeasurementError: it failed.
+    """
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MeasurementError(f"{' '.join(argv)}: {error}") from error
+    seconds = time.perf_counter() - began
+    if done.returncode != 0:
+        raise MeasurementError(f"{' '.join(argv)}: exit status {done.returncode}\n{done.stdout}")
+    return seconds, done.stdout
