@@ -228,7 +228,7 @@ def test_a_change_shuts_the_guest_down_and_loses_nothing(web: Web) -> None:
     assert ssh(web.host, web.vm, "grep -c ^processor /proc/cpuinfo").strip() == "2"
     assert web.page() == shop.Page("v3", visits + 1)
     web.lab.down("--volumes")
-    labs.nothing_left_over(web.host)
+    assert labs.leftovers(web.host) == []
 
 
 # --- Debian -------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_reset_and_kept_disks_work_through_both_ways_to_the_pool(
     assert "read 65536/65536 bytes" in read
     lab.down("--volumes")
     assert lab.volumes() == set()
-    labs.nothing_left_over(lab.host)
+    assert labs.leftovers(lab.host) == []
 
 
 def test_a_member_cannot_write_the_pool_and_needs_no_root(both: tuple[Host, Host]) -> None:
