@@ -24,6 +24,7 @@ def remove(host: Host, ref: Ref) -> bool:
     """
     store = Store(host.pool, host.uri)
     with store.changing():
+        _collect(host, store)  # what a removal that was interrupted left goes, whatever follows
         version = store.get(ref)
         used = [vm.record.path for vm in users(version, host.vms())]
         if used:
@@ -33,7 +34,6 @@ def remove(host: Host, ref: Ref) -> bool:
                 fix=f"reset to another version first: poclab reset {used[0]} --to TAG",
             )
         freed = store.remove(ref, _digests(host))
-        _collect(host, store)
     host.settle()
     return freed
 
