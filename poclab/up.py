@@ -95,7 +95,10 @@ class _Applier:
             # A key that no disk gets would only hide that the right one is on another machine.
             key = bool(seen.of(Verb.CREATE, Verb.RESET))
             todo = _plan(self._at, self._lab, key=key)
-            if [str(action) for action in todo.actions] != [str(action) for action in seen.actions]:
+            shown = {str(action) for action in seen.actions}
+            new = [action for action in todo.actions if str(action) not in shown]
+            # A port that came free or a record is nothing the user was asked about.
+            if any(x.reboots or x.discards or x.verb in (Verb.CREATE, Verb.RESET) for x in new):
                 raise PoclabError(
                     f"lab {self._lab.name} changed since the plan was shown", fix="run it again"
                 )
