@@ -93,7 +93,7 @@ def container(host: Host) -> Iterator[str]:
     host.run("podman", "rmi", "--force", name, check=False)
 
 
-@pytest.mark.parametrize(("how", "every"), [("kill", 1), ("interrupt", 3), ("enospc", 3)])
+@pytest.mark.parametrize(("how", "every"), [("kill", 2), ("interrupt", 6), ("enospc", 6)])
 def test_build(host: Host, container: str, how: str, every: int) -> None:
     host.write("odd/image.yaml", "builder: direct\ndisk: 128MiB\n")
     host.write("odd/Containerfile", f"FROM {container}\n")

@@ -66,7 +66,10 @@ class Scene:
             assert labs.content(self.host, volume) == self.kept, f"{volume} has another content"
 
     def survive(self, how: str, *, every: int = 1) -> None:
-        """Stop every move at every step (or every few), each time followed by the move again."""
+        """Stop every move at every step (or every few), each time followed by the move again.
+
+        With a stride the moves are stopped at different steps: there and back are much alike.
+        """
         expected, counts = [], []
         for move in self.moves:
             whole = self.host.count_steps(move.args)
@@ -74,9 +77,10 @@ class Scene:
             counts.append(len(whole.steps))
             expected.append(self.seen())
         reached = []
-        for step in range(1, max(counts) + 1, every):
-            for move, count, final in zip(self.moves, counts, expected, strict=True):
-                if step <= count:
+        for first in range(1, max(counts) + 1, every):
+            for index, move in enumerate(self.moves):
+                step, final = first + index * (every // 2), expected[index]
+                if step <= counts[index]:
                     stopped = self.host.stop_at(move.args, step, how)
                     reached.append(stopped.reached)
                     told(stopped, how)
