@@ -12,11 +12,12 @@ from dataclasses import replace
 
 from poclab import config, credentials, events, probe
 from poclab.errors import PoclabError
+from poclab.manifest import base_volume, now
 from poclab.model import ObservedVm, VmRecord
 from poclab.plan import Observed
 from poclab.records import Stamp, garbage, volumes
 from poclab.ssh import LabFiles
-from poclab.store import Store, base_volume, now
+from poclab.store import Store
 from poclab.virt.design import KEPT, data_volume, domain_spec, overlay_volume
 from poclab.virt.guest import Guest
 from poclab.virt.host import Host

@@ -191,6 +191,8 @@ class Version:
         created: when it was published.
         user: the user to log in as over SSH.
         labels: free text by key.
+        parents: digests of the bases it is layered on, nearest first; none when it stands alone.
+        protected: whether it must not be removed.
     """
 
     ref: Ref
@@ -202,6 +204,8 @@ class Version:
     created: str
     user: str = "root"
     labels: dict[str, str] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+    protected: bool = False
 
 
 # --- what is recorded on the host -------------------------------------------------------

@@ -1,30 +1,36 @@
 """Versions in the pool: what there is, publishing, tagging, removing.
 
 A version is a manifest volume `manifest.IMAGE.TAG.json` that names a base disk
-`base.SHA256.qcow2`. The manifest is written last: a version exists if and only if its
-manifest parses and its own checksum holds. A base without a manifest and a manifest that
-does not hold are garbage. A base never changes, so versions with equal disks share one.
+`base.SHA256.qcow2`, and the bases below it when that is layered on others. The manifest is
+written last: a version exists if and only if its manifest holds and its bases are there. A
+base without a manifest and a manifest that does not hold are garbage. A base never changes,
+so versions with equal disks share one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from poclab import disk, events, lock
 from poclab.errors import PoclabError
+from poclab.manifest import (
+    BASE,
+    MANIFEST,
+    NewerFormatError,
+    base_volume,
+    bases,
+    decode,
+    encode,
+    manifest_volume,
+    now,
+)
 from poclab.model import Origin, Profile, Ref, Version
 
-FORMAT = 1
-_MANIFEST = "manifest."
-_BASE = "base."
 _PATIENCE = 600.0  # seconds; a slow upload holds the lock that long
 
 
@@ -51,58 +57,6 @@ class Volumes(Protocol):
 
     def sweep(self) -> None:
         """Remove what interrupted commands left in staging."""
-
-
-class NewerFormatError(ValueError):
-    """A manifest that a newer poclab wrote: it holds, but cannot be understood here."""
-
-
-def now() -> str:
-    """The time as records hold it: RFC 3339, UTC, seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def manifest_volume(ref: Ref) -> str:
-    """The volume of a version's manifest; an image name holds no dot, so it parses back."""
-    return f"{_MANIFEST}{ref.image}.{ref.tag}.json"
-
-
-def base_volume(digest: str) -> str:
-    """The volume of a base disk."""
-    return f"{_BASE}{digest.removeprefix('sha256:')}.qcow2"
-
-
-def encode(version: Version) -> bytes:
-    """A version's manifest."""
-    body: dict[str, Any] = {"format": FORMAT, **asdict(version)}
-    body["ref"] = str(version.ref)
-    return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True).encode()
-
-
-def decode(data: bytes) -> Version:
-    """Read a manifest.
-
-    Raises:
-        NewerFormatError: a newer program wrote it.
-        ValueError: it is cut short or was changed.
-    """
-    try:
-        body = json.loads(data)
-        if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
-            raise ValueError("its checksum does not hold")
-        if body.pop("format") != FORMAT:
-            raise NewerFormatError("it is of a newer format")
-        image, _, tag = str(body.pop("ref")).partition(":")
-        origin = Origin(**body.pop("origin"))
-        profile = Profile(body.pop("profile"))
-        return Version(ref=Ref(image, tag), origin=origin, profile=profile, **body)
-    except (TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"it is no manifest: {error!r}") from error
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:
@@ -132,10 +86,9 @@ class Store:
 
     def versions(self) -> list[Version]:
         """All versions whose base is there, by image and time."""
-        names = self._pool.names()
-        bases = {name for name in names if name.startswith(_BASE)}
-        found = (self._load(name) for name in names if name.startswith(_MANIFEST))
-        good = [item for item in found if item and base_volume(item.digest) in bases]
+        names = set(self._pool.names())
+        found = (self._load(name) for name in names if name.startswith(MANIFEST))
+        good = [item for item in found if item and names.issuperset(bases(item))]
         return sorted(good, key=lambda item: (item.ref.image, item.created, item.ref.tag))
 
     def has(self, ref: Ref) -> bool:
@@ -155,7 +108,7 @@ class Store:
         if manifest_volume(ref) not in names:
             return None
         version = self._load(manifest_volume(ref))
-        return version if version and base_volume(version.digest) in names else None
+        return version if version and names.issuperset(bases(version)) else None
 
     def _missing(self, ref: Ref) -> Version:
         versions = self.versions()
@@ -239,20 +192,22 @@ class Store:
         origin: Origin,
         user: str = "root",
         labels: Mapping[str, str] | None = None,
+        parents: tuple[str, ...] = (),
     ) -> Version:
         """Make a version of a qcow2 file; the file is used up.
 
         Args:
             ref: the version's name.
-            file: a complete qcow2 file without backing file.
+            file: a complete qcow2 file; its backing file, if any, is the first parent's base.
             virtual_size: bytes the guest will see.
             profile: which devices the guest can drive.
             origin: where it comes from.
             user: the user to log in as.
             labels: free text by key.
+            parents: digests of the bases below it, nearest first.
 
         Raises:
-            PoclabError: the name is taken, or the pool cannot be written.
+            PoclabError: the name is taken, a parent is gone, or the pool cannot be written.
         """
         version = Version(
             ref=ref,
@@ -264,11 +219,16 @@ class Store:
             created=now(),
             user=user,
             labels=dict(labels or {}),
+            parents=parents,
         )
-        base = base_volume(version.digest)
+        base, *below = bases(version)
         with self.changing():
             self.refuse_existing(ref)
-            found = base in self._pool.names()
+            names = self._pool.names()
+            lost = sorted(set(below).difference(names))
+            if lost:
+                raise PoclabError(f"{ref} has nothing to stand on", why=f"{lost[0]} is gone")
+            found = base in names
             try:
                 if base not in {base_volume(version.digest) for version in self.versions()}:
                     events.step("base", volume=base)
@@ -332,7 +292,7 @@ class Store:
             PoclabError: a manifest is there and cannot be read: then nobody can tell.
         """
         needed, damaged = self._survey(used)
-        bases = [name for name in self._pool.names() if name.startswith(_BASE)]
+        bases = [name for name in self._pool.names() if name.startswith(BASE)]
         return [name for name in bases if name not in needed] + damaged
 
     def _survey(self, used: frozenset[str], without: str = "") -> tuple[set[str], list[str]]:
@@ -347,13 +307,13 @@ class Store:
         needed = {base_volume(digest) for digest in used}
         damaged: list[str] = []
         for name in names:
-            if not name.startswith(_MANIFEST) or name == without:
+            if not name.startswith(MANIFEST) or name == without:
                 continue
             try:
-                needed.add(base_volume(self._read(name).digest))
+                needed.update(bases(self._read(name)))
             except NewerFormatError:
                 # What it stands on cannot be known: every base may be it.
-                needed.update(other for other in names if other.startswith(_BASE))
+                needed.update(other for other in names if other.startswith(BASE))
             except ValueError:
                 damaged.append(name)
         return needed, damaged

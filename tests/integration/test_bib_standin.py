@@ -20,8 +20,9 @@ from poclab import events
 from poclab.build import build_image
 from poclab.errors import PoclabError
 from poclab.imagefile import ImageFile, load_image
+from poclab.manifest import base_volume
 from poclab.model import Ref
-from poclab.store import Store, base_volume
+from poclab.store import Store
 from tests.support import podman
 from tests.support.bib_standin import make
 from tests.support.dirpool import DirectoryPool

@@ -15,8 +15,9 @@ import pytest
 from poclab import disk, events
 from poclab.errors import PoclabError, UsageError
 from poclab.importer import Wish, import_disk
+from poclab.manifest import base_volume
 from poclab.model import Profile, Ref, Version
-from poclab.store import Store, base_volume
+from poclab.store import Store
 from poclab.units import MIB
 from tests.support.dirpool import DirectoryPool
 

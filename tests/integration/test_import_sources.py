@@ -17,8 +17,9 @@ from poclab import events
 from poclab.content import Guess
 from poclab.errors import PoclabError, UsageError
 from poclab.importer import Wish, import_disk
+from poclab.manifest import base_volume
 from poclab.model import Profile, Ref, Version
-from poclab.store import Store, base_volume
+from poclab.store import Store
 from poclab.units import GIB, KIB, MIB
 from tests.support import disks
 from tests.support.dirpool import DirectoryPool

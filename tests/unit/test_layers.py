@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("yamltree", "leaves", "fields", "references", "schema", "imagefile"),
     (
         "virt",
+        "manifest",
         "store",
         "disk",
         "formats",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from poclab import events
 from poclab.errors import PoclabError
-from poclab.model import Origin, Profile, Ref, Version
-from poclab.store import (
+from poclab.manifest import (
     NewerFormatError,
-    Store,
     base_volume,
     decode,
     encode,
     manifest_volume,
     now,
 )
+from poclab.model import Origin, Profile, Ref, Version
+from poclab.store import Store
 from tests.support import make, strategies
 from tests.support.dirpool import DirectoryPool
 
@@ -77,12 +77,21 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     st.sampled_from(Profile),
     st.builds(Origin, texts, texts, texts, texts, st.dictionaries(texts, texts, max_size=3)),
     st.dictionaries(texts, texts, max_size=3),
+    st.lists(texts, max_size=3).map(tuple),
 )
 def test_a_manifest_comes_back(
-    ref: Ref, digest: str, profile: Profile, origin: Origin, labels: dict[str, str]
+    ref: Ref,
+    digest: str,
+    profile: Profile,
+    origin: Origin,
+    labels: dict[str, str],
+    parents: tuple[str, ...],
 ) -> None:
-    version = make.version(
-        str(ref), digest=digest, profile=profile, origin=origin, labels=labels, user="demo"
+    version = replace(
+        make.version(str(ref), digest=digest, profile=profile, origin=origin, labels=labels),
+        user="demo",
+        parents=parents,
+        protected=bool(parents),
     )
     assert decode(encode(version)) == version
 
@@ -133,7 +142,7 @@ def test_what_is_no_manifest_at_all_does_not_count(data: bytes) -> None:
 
 def sealed(**change: Any) -> bytes:
     """A manifest with other content, whose checksum holds."""
-    from poclab.store import _checksum
+    from poclab.manifest import _checksum
 
     body = json.loads(encode(make.version()))
     del body["checksum"]
@@ -263,6 +272,37 @@ def test_versions_are_listed_by_image_and_time(
     assert [str(item.ref) for item in store.versions()] == [
         "shop:v2", "shop:v1", "web:a", "web:1.10",
     ]  # fmt: skip
+
+
+# --- versions on versions ------------------------------------------------------------------------
+
+
+def test_what_a_version_is_layered_on_stays_when_its_name_goes(
+    store: Store, pool: DirectoryPool
+) -> None:
+    below = publish(store, V1, b"below")
+    above = publish(store, V2, b"above", parents=(below.digest,))
+    assert store.remove(V1) is False
+    assert store.garbage() == []
+    assert store.versions() == [above]
+    assert store.remove(V2) is True
+    assert store.garbage() == [base_volume(below.digest)]
+
+
+def test_a_version_whose_parent_is_lost_does_not_count(store: Store, pool: DirectoryPool) -> None:
+    below = publish(store, V1, b"below")
+    publish(store, V2, b"above", parents=(below.digest,))
+    pool.delete(base_volume(below.digest))
+    assert not store.has(V2)
+    assert store.versions() == []
+
+
+def test_nothing_is_published_on_a_parent_that_is_not_there(
+    store: Store, pool: DirectoryPool
+) -> None:
+    with pytest.raises(PoclabError, match="shop:v1 has nothing to stand on"):
+        publish(store, V1, parents=("sha256:" + "0" * 64,))
+    assert pool.names() == []
 
 
 @pytest.mark.parametrize("failing", ["base", "manifest"])

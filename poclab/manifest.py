@@ -1,0 +1,79 @@
+"""A version's manifest: the volume that makes it a version. Pure.
+
+A manifest is JSON with its own checksum; a version exists if and only if its manifest parses,
+the checksum holds and the base disks it names are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from poclab.model import Origin, Profile, Ref, Version
+
+FORMAT = 1
+MANIFEST = "manifest."
+BASE = "base."
+
+
+class NewerFormatError(ValueError):
+    """A manifest that a newer poclab wrote: it holds, but cannot be understood here."""
+
+
+def now() -> str:
+    """The time as records hold it: RFC 3339, UTC, seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def manifest_volume(ref: Ref) -> str:
+    """The volume of a version's manifest; an image name holds no dot, so it parses back."""
+    return f"{MANIFEST}{ref.image}.{ref.tag}.json"
+
+
+def base_volume(digest: str) -> str:
+    """The volume of a base disk."""
+    return f"{BASE}{digest.removeprefix('sha256:')}.qcow2"
+
+
+def encode(version: Version) -> bytes:
+    """A version's manifest."""
+    body: dict[str, Any] = {"format": FORMAT, **asdict(version)}
+    body["ref"] = str(version.ref)
+    return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True).encode()
+
+
+def decode(data: bytes) -> Version:
+    """Read a manifest.
+
+    Raises:
+        NewerFormatError: a newer program wrote it.
+        ValueError: it is cut short or was changed.
+    """
+    try:
+        body = json.loads(data)
+        if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
+            raise ValueError("its checksum does not hold")
+        if body.pop("format") != FORMAT:
+            raise NewerFormatError("it is of a newer format")
+        image, _, tag = str(body.pop("ref")).partition(":")
+        origin = Origin(**body.pop("origin"))
+        profile = Profile(body.pop("profile"))
+        parents = tuple(str(digest) for digest in body.pop("parents", ()))
+        name = Ref(image, tag)
+        return Version(ref=name, origin=origin, profile=profile, parents=parents, **body)
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"it is no manifest: {error!r}") from error
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def bases(version: Version) -> tuple[str, ...]:
+    """The volumes a version's disk consists of: its own, then what it is layered on."""
+    return tuple(base_volume(digest) for digest in (version.digest, *version.parents))
