@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from poclab import config, credentials, events, probe
+from poclab import config, credentials, events, lock, probe
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, now
 from poclab.model import ObservedVm, VmRecord
@@ -43,6 +44,10 @@ class LabHost:
     def observe(self) -> Observed:
         """What the host shows, of all labs."""
         return observe(self.host)
+
+    def giving_ports(self) -> AbstractContextManager[None]:
+        """Hold the list of ports: no other `up` gives one until the definitions name ours."""
+        return lock.hold("ports", uri=self.host.uri, doing="poclab up", wait=120, kind="list of")
 
     # --- a VM's disks ----------------------------------------------------------------------
 
@@ -183,6 +188,7 @@ def observe(host: Host) -> Observed:
         volumes=frozenset(host.pool.names()),
         foreign=host.foreign(),
         port_free=probe.port_free,
+        pool=host.pool.directory,
     )
 
 

@@ -127,6 +127,7 @@ class Observed:
         volumes: the pool's volumes.
         foreign: names that are somebody else's.
         port_free: whether nothing listens on a port of 127.0.0.1.
+        pool: the pool's directory.
     """
 
     session: bool
@@ -135,6 +136,7 @@ class Observed:
     volumes: frozenset[str]
     foreign: Foreign = field(default_factory=Foreign)
     port_free: Callable[[int], bool] = lambda _port: True
+    pool: str = ""
 
     def of(self, lab: str) -> dict[str, ObservedVm]:
         """The VMs of a lab, by name."""
@@ -205,7 +207,9 @@ class _Planner:
         self.stamp = stamp
         self.existing = existing
         self.ports = (
-            PortBook(lab, observed.vms, existing, observed.port_free) if observed.session else None
+            PortBook(lab, observed.vms, existing, observed.port_free, observed.pool)
+            if observed.session
+            else None
         )
         self.targets = {vm.name: self._target(vm, nics[vm.name]) for vm in lab.vms}
         self.remade = {

@@ -6,12 +6,28 @@ reservation.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 
 from poclab.errors import UsageError
 from poclab.model import Forward, Lab, ObservedVm, Vm
 
 SSH = 22
+FIRST, LAST = 22000, 29999  # below the ports that Linux gives to clients, 32768 and up
+
+
+def first_port(pool: str, lab: str) -> int:
+    """The port that a lab's VMs are given from on.
+
+    Sessions of one machine know nothing of each other: spread over the range, two that start
+    at the same moment hardly ever choose the same port.
+
+    Args:
+        pool: the directory of the session's storage pool, which no two sessions share.
+        lab: the lab's name.
+    """
+    return FIRST + zlib.crc32(f"{pool}\0{lab}".encode()) % (LAST + 1 - FIRST)
 
 
 class PortBook:
@@ -21,14 +37,13 @@ class PortBook:
         problems: what cannot be given, a line each.
     """
 
-    FIRST, LAST = 22000, 29999
-
     def __init__(
         self,
         lab: Lab,
         vms: Iterable[ObservedVm],
         existing: Mapping[str, ObservedVm],
         port_free: Callable[[int], bool],
+        pool: str = "",
     ) -> None:
         self._port_free = port_free
         self._existing = existing
@@ -46,7 +61,8 @@ class PortBook:
         self._asked = {forward.host for vm in lab.vms for forward in vm.ports}
         self._taken = set(self._owner) | self._asked
         self._taken |= {forward.host for vm in existing.values() for forward in vm.record.forwards}
-        self._candidates = iter(range(self.FIRST, self.LAST + 1))
+        first = first_port(pool, lab.name)
+        self._candidates = chain(range(first, LAST + 1), range(FIRST, first))
 
     def of(self, vm: Vm) -> tuple[Forward, ...]:
         """The forwarded ports of a VM; what cannot be given goes to `problems`."""

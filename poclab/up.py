@@ -8,21 +8,25 @@ on its new one, and the next `up`, `reset` or `down` deletes what nobody stands 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Lock
 
 from poclab import events, lock, readiness
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.model import Lab, VmRecord
 from poclab.plan import Action, Plan, Verb, plan, versions_needed
+from poclab.ports import PortBook
 from poclab.schedule import SkippedError, run_in_order
 from poclab.units import format_seconds
 from poclab.virt.design import network_spec
+from poclab.virt.errors import PortTakenError
 from poclab.virt.host import Host
 from poclab.virt.network import LabNetwork
 from poclab.virt.xml import network_xml
 
 SHUTDOWN_PATIENCE = 60.0  # seconds a guest gets to shut down before a change
+_PORT_ATTEMPTS = 2  # starts that end for want of a port before the user is told
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,15 @@ class _Applier:
         self._to_start: set[str] = set()
         self._failed: dict[str, Exception] = {}
         self._ready: dict[str, float] = {}
+        self._taken: set[int] = set()  # ports that were free when they were chosen
+        self._choosing = Lock()
 
     def run(self, seen: Plan) -> Outcome:
         host = self._host
         with (
             # No version goes and no port is given twice before the definitions name them.
             self._at.store.reading(),
-            lock.hold("ports", uri=host.uri, doing="poclab up", wait=120, kind="list of"),
+            self._at.giving_ports(),
         ):
             # A key that no disk gets would only hide that the right one is on another machine.
             key = bool(seen.of(Verb.CREATE, Verb.RESET))
@@ -189,10 +195,42 @@ class _Applier:
             if readiness.glance(self._host, record) is False:
                 self._ready[name] = readiness.wait(self._host, record, self._at.files)
             return
-        self._at.start(record)
+        record = self._start_guest(record)
         seconds = readiness.wait(self._host, record, self._at.files)
         self._ready[name] = seconds
         events.note(f"{name}: {_settled(record, seconds)}")
+
+    def _start_guest(self, record: VmRecord) -> VmRecord:
+        """Start a VM, if need be with another port where poclab chose it and a program took it."""
+        asked = {forward.host for vm in self._lab.vms for forward in vm.ports}
+        for _ in range(_PORT_ATTEMPTS):
+            try:
+                self._at.start(record)
+            except PortTakenError as error:
+                if error.port in asked:
+                    raise
+                record = self._other_port(record, error.port)
+            else:
+                return record
+        self._at.start(record)
+        return record
+
+    def _other_port(self, record: VmRecord, taken: int) -> VmRecord:
+        vm = next(vm for vm in self._lab.vms if vm.name == record.name)
+        with self._choosing, self._at.giving_ports():
+            self._taken.add(taken)
+            seen = self._at.observe()
+            book = PortBook(
+                self._lab,
+                seen.vms,
+                seen.of(self._lab.name),
+                lambda port: port not in self._taken and seen.port_free(port),
+                seen.pool,
+            )
+            record = replace(record, forwards=book.of(vm))
+            self._at.define(record, self._host.guest(record).uuid)
+        events.note(f"{record.name}: another program took port {taken}: it gets another one")
+        return record
 
 
 def _settled(record: VmRecord, seconds: float) -> str:

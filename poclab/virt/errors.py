@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,8 +24,22 @@ _HELP = (
 )  # fmt: skip
 
 
+# QEMU's net/slirp.c, of a port on which another program listens already.
+_PORT_TAKEN = re.compile(r"Could not set up host forwarding rule 'tcp:127\.0\.0\.1:(\d+)-")
+
+
 class GoneError(PoclabError):
     """The object is not there any more."""
+
+
+class PortTakenError(PoclabError):
+    """A VM does not start because another program listens on a port forwarded to it.
+
+    Attributes:
+        port: the port of 127.0.0.1.
+    """
+
+    port = 0
 
 
 @contextmanager
@@ -56,4 +71,8 @@ def translated(what: str, error: libvirt.libvirtError) -> PoclabError:
     if error.get_error_code() in gone:
         return GoneError(what, why=message)
     fix = next((help_ for text, help_ in _HELP if text in message), "")
+    if taken := _PORT_TAKEN.search(message):
+        found = PortTakenError(what, why=message[:400], fix=fix)
+        found.port = int(taken[1])
+        return found
     return PoclabError(what, why=message[:400], fix=fix)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.support import labs
-from tests.support.hosts import Host
+from tests.support.hosts import Completed, Host
 from tests.support.onelab import OneLab, free_port, listens, one_lab
 
 
@@ -271,6 +271,49 @@ def test_a_port_of_another_lab_is_refused_before_anything_is_made(lab: OneLab, t
         assert done.returncode == 2
         assert f"port {port} of this host is {lab.name}/a's" in done.stderr
         assert other.volumes() == set()
+
+
+def robbed(lab: OneLab, times: int, guest: int = 22) -> Completed:
+    """`poclab up` while another program takes a port each time the VM is about to start."""
+    installation = lab.host.place.installation
+    program = str(installation.checkout / "tests/support/rob.py")
+    return lab.host.run(
+        installation.python, program, str(times), str(guest), "up", lab.path, check=False
+    )
+
+
+def test_a_port_that_a_program_took_before_the_start_is_chosen_anew(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}", "b: {image: 'tiny:v1'}")
+    done = robbed(lab, 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("it gets another one") == 2
+    rows = lab.status()
+    ports = {row["address"].partition(":")[2] for row in rows.values()}
+    assert len(ports) == 2
+    assert all(f"took port {port}:" not in done.stderr for port in ports)
+    assert all(listens(int(port)) for port in ports)
+    assert [event for event, _ in lab.history("a")] == ["create"]
+    assert lab.plan() == []
+
+
+def test_who_always_loses_its_port_is_told_what_to_do(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    done = robbed(lab, 3)
+    assert done.returncode == 1
+    assert "another program took the port: run `poclab up` again" in done.stderr
+    lab.up()
+    assert lab.status()["a"]["state"] == "running"
+
+
+def test_a_port_of_the_lab_file_is_never_another_one(lab: OneLab) -> None:
+    port = free_port()
+    lab.write(f"a: {{image: 'tiny:v1', ports: ['{port}:80']}}")
+    done = robbed(lab, 1, guest=80)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}-:80" in done.stderr
+    assert "it gets another one" not in done.stderr
+    lab.up()
+    assert listens(port)
 
 
 # --- what somebody did with virsh ---------------------------------------------------------

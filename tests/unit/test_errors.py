@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import libvirt
 import pytest
 
 from poclab.errors import PoclabError, Problems, UsageError
+from poclab.virt.errors import PortTakenError, translated
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,20 @@ def test_exit_codes() -> None:
     assert PoclabError("x").exit_code == 1
     assert UsageError("x").exit_code == 2
     assert Problems("x", []).exit_code == 2
+
+
+def test_a_port_that_was_taken_is_told_from_other_failures_to_start() -> None:
+    message = (
+        "internal error: process exited while connecting to monitor: qemu-system-x86_64: -netdev "
+        "user,id=poclabuser,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=tcp:127.0.0.1:22007-:22: "
+        "Could not set up host forwarding rule 'tcp:127.0.0.1:22007-:22'"
+    )
+    found = translated("acme.vm1 does not start", libvirt.libvirtError(message))
+    assert isinstance(found, PortTakenError)
+    assert found.port == 22007
+    assert found.fix
+    other = translated("acme.vm1 does not start", libvirt.libvirtError("Could not access KVM"))
+    assert not isinstance(other, PortTakenError)
 
 
 def test_every_one_is_caught_as_one() -> None:

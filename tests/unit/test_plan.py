@@ -28,6 +28,7 @@ from poclab.model import (
     VmRecord,
 )
 from poclab.plan import Action, Observed, Plan, Verb, versions_needed
+from poclab.ports import first_port
 from poclab.records import Stamp
 from tests.support import make, strategies
 from tests.support.make import GIB, brought_up, observed, planned
@@ -86,7 +87,7 @@ def test_a_session_has_no_networks_to_make_but_ports_to_forward() -> None:
     action = only(planned(wanted, observed(session=True)))
     assert action.verb is Verb.CREATE
     assert action.record
-    assert action.record.forwards == (Forward(22000, 22),)
+    assert action.record.forwards == (Forward(first_port("", "acme"), 22),)
     assert str(action.record.nics[0].ip) == "10.77.1.10/24"
 
 
