@@ -31,17 +31,24 @@ def test_exit_codes() -> None:
     assert Problems("x", []).exit_code == 2
 
 
+def said(message: str) -> libvirt.libvirtError:
+    """An error of libvirt's with a message of ours; its constructor takes the last real one's."""
+    error = libvirt.libvirtError("")
+    error.args, error.err = (message,), None
+    return error
+
+
 def test_a_port_that_was_taken_is_told_from_other_failures_to_start() -> None:
     message = (
         "internal error: process exited while connecting to monitor: qemu-system-x86_64: -netdev "
         "user,id=poclabuser,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=tcp:127.0.0.1:22007-:22: "
         "Could not set up host forwarding rule 'tcp:127.0.0.1:22007-:22'"
     )
-    found = translated("acme.vm1 does not start", libvirt.libvirtError(message))
+    found = translated("acme.vm1 does not start", said(message))
     assert isinstance(found, PortTakenError)
     assert found.port == 22007
     assert found.fix
-    other = translated("acme.vm1 does not start", libvirt.libvirtError("Could not access KVM"))
+    other = translated("acme.vm1 does not start", said("Could not access KVM"))
     assert not isinstance(other, PortTakenError)
 
 
