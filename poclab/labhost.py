@@ -75,6 +75,13 @@ class LabHost:
                 fix="check the pool's file system, then build or import it again with another tag",
             )
 
+    def fit_system_disk(self, record: VmRecord) -> None:
+        """See that the system disk is as large as recorded; the VM must be off."""
+        pool = self.host.pool
+        if record.disk_size and pool.capacity(record.overlay) < record.disk_size:
+            events.step("grow system disk", vm=record.name)
+            pool.grow(record.overlay, record.disk_size)
+
     def data_disks(self, record: VmRecord, before: VmRecord | None = None) -> None:
         """See that the data disks are there, named and sized as recorded; the VM must be off."""
         pool = self.host.pool

@@ -165,6 +165,7 @@ class _Applier:
         elif action.verb in (Verb.CHANGE, Verb.START) and found:
             if found.active:
                 self._host.guest(record).shut_down(SHUTDOWN_PATIENCE)
+            self._at.fit_system_disk(record)
             self._at.data_disks(record, found.record)
             self._at.define(record, found.uuid)
         elif found:

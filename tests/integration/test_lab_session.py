@@ -187,6 +187,22 @@ def test_a_data_disk_grows_and_keeps_its_content(lab: OneLab) -> None:
     assert "read 65536/65536 bytes" in read
 
 
+def test_a_system_disk_grows_under_a_vm_that_runs_and_keeps_its_content(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    (overlay,) = lab.disks("a")
+    before = size(lab.host, overlay)
+    lab.write("a: {image: 'tiny:v1', disk: 5MiB}")
+    (action,) = lab.plan()
+    assert (action["reason"], action["reboots"]) == ("system disk of 5 MiB", True)
+    lab.up()
+    assert before < size(lab.host, overlay) == 5 * 1024**2
+    assert lab.disks("a") == [overlay]
+    seen = lab.host.virsh("domblkinfo", lab.domain("a"), "hda").split()
+    assert seen[seen.index("Capacity:") + 1] == str(5 * 1024**2)
+    assert lab.plan() == []
+
+
 def test_a_data_disk_is_never_made_smaller(lab: OneLab) -> None:
     lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 3MiB}]}")
     lab.up()

@@ -88,14 +88,17 @@ def test_reset_and_kept_disks_work_through_both_ways_to_the_pool(
     lab.off("a")
     # Root may look into and write the files; the member's poclab cannot.
     labs.scribble(both[0], lab.disks("a")[1], 0x33)
-    lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 2MiB, keep: true}]}")
+    lab.write("a: {image: 'tiny:v1', disk: 5MiB, disks: [{name: data, size: 2MiB, keep: true}]}")
     lab.up()
+    directory = labs.look(both[0])["directory"]
+    system = f"{directory}/{lab.disks('a')[0]}"
+    assert "5 MiB" in both[0].run("qemu-img", "info", "-U", system).stdout
     kept = lab.disks("a")[1]
     lab.reset("a", "--to", "v2")
     assert lab.status()["a"]["version"] == "tiny:v2"
     assert lab.disks("a")[1] == kept == f"data.{lab.name}.a.data.qcow2"
     lab.off("a")
-    path = f"{labs.look(both[0])['directory']}/{kept}"
+    path = f"{directory}/{kept}"
     assert "2 MiB" in both[0].run("qemu-img", "info", path).stdout
     read = both[0].run("qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0x33 0 64k", path).stdout
     assert "verification failed" not in read
