@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from poclab import events, lock
+from poclab import lock
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.names import check_name
@@ -97,5 +97,4 @@ def _remove(at: LabHost, found: Downfall, volumes: bool) -> None:
         at.host.network(found.lab, network).remove()
     if volumes:
         for volume in found.kept:
-            events.step("delete data disk", volume=volume)
-            at.host.pool.delete(volume)
+            at.delete(volume, "delete data disk")

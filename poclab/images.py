@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from poclab import events
 from poclab.errors import PoclabError
-from poclab.model import Ref, Version
+from poclab.manifest import base_volume, bases
+from poclab.model import Foreign, ObservedVm, Ref, Version
 from poclab.records import garbage
 from poclab.status import users
 from poclab.store import Store
@@ -26,16 +28,32 @@ def remove(host: Host, ref: Ref) -> bool:
     with store.changing():
         _collect(host, store)  # what a removal that was interrupted left goes, whatever follows
         version = store.get(ref)
-        used = [vm.record.path for vm in users(version, host.vms())]
+        vms, foreign = host.vms(), host.foreign()
+        used = [vm.record.path for vm in users(version, vms)]
         if used:
             raise PoclabError(
                 f"{ref} is in use",
                 why=f"{', '.join(used)} {'stands' if len(used) == 1 else 'stand'} on it",
                 fix=f"reset to another version first: poclab reset {used[0]} --to TAG",
             )
-        freed = store.remove(ref, _digests(host))
+        domain = foreign.volumes.get(base_volume(version.digest))
+        if domain and not _shared(version, store):
+            raise PoclabError(
+                f"{ref} is in use",
+                why=f"domain {domain} stands on it",
+                fix="remove that domain first, or, if it was renamed, give it its name back",
+            )
+        freed = store.remove(ref, _used(vms, foreign))
     host.settle()
     return freed
+
+
+def _shared(version: Version, store: Store) -> bool:
+    """Whether the disk stays when the version goes, since another one has it."""
+    return any(
+        base_volume(version.digest) in bases(other) and other.ref != version.ref
+        for other in store.versions()
+    )
 
 
 def tag(host: Host, source: Ref, target: Ref) -> Version:
@@ -58,16 +76,17 @@ def collect(host: Host) -> list[str]:
 
 
 def _collect(host: Host, store: Store) -> list[str]:
-    found = store.garbage(_digests(host))
+    found = store.garbage(_used(host.vms(), host.foreign()))
     for name in found:
         events.step("delete", volume=name)
         host.pool.delete(name)
     return found
 
 
-def _digests(host: Host) -> frozenset[str]:
-    vms = host.vms()
-    return frozenset(digest for vm in vms for digest in (vm.record.digest, vm.running.digest))
+def _used(vms: Iterable[ObservedVm], foreign: Foreign) -> frozenset[str]:
+    """The volumes that versions must not take along."""
+    digests = {digest for vm in vms for digest in (vm.record.digest, vm.running.digest)}
+    return frozenset({*map(base_volume, digests), *foreign.volumes})
 
 
 @dataclass(frozen=True)
@@ -89,12 +108,13 @@ def orphans(host: Host) -> list[Orphan]:
     """All that interrupted commands left; after a rerun of the command there is nothing."""
     vms = host.vms()
     names = host.pool.names()
-    foreign = host.foreign().domains
+    foreign = host.foreign()
     labs = {name.split(".")[1] for name in names if name.startswith(("overlay.", "scratch."))}
     disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign)]
     store = Store(host.pool, host.uri)
+    bases_ = store.garbage(_used(vms, foreign))
     return [
         *(Orphan("volume", name, "no VM stands on it") for name in disks),
-        *(Orphan("volume", name, "no version has it") for name in store.garbage(_digests(host))),
+        *(Orphan("volume", name, "no version has it") for name in bases_),
         *(Orphan("work directory", name, "its command is gone") for name in host.pool.leftovers()),
     ]

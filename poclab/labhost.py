@@ -7,9 +7,10 @@ on a VM that more than one use case has: its disks, its definition, its start, i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cached_property
 
 from poclab import config, credentials, events, lock, probe
 from poclab.errors import PoclabError
@@ -105,7 +106,7 @@ class LabHost:
     def sweep(self) -> None:
         """Delete system disks and passing data disks of this lab that no VM stands on."""
         vms = self.host.vms()
-        foreign = self.host.foreign().domains
+        foreign = self.host.foreign()
         self.host.pool.sweep()
         for name in garbage(self.lab, self.host.pool.names(), vms, foreign):
             events.step("delete", volume=name)
@@ -155,11 +156,29 @@ class LabHost:
         self._end(guest, record)
         for volume in sorted(volumes(record)):
             if not volume.startswith(KEPT):
-                events.step("delete", volume=volume)
-                self.host.pool.delete(volume)
+                self.delete(volume)
         guest.remove()
         self.files.forget(record.name)
         self.host.drop_console_log(record)
+
+    def delete(self, volume: str, step: str = "delete") -> None:
+        """Delete a volume of the lab's, unless a domain that is not the lab's stands on it.
+
+        Args:
+            volume: the volume.
+            step: what the step is called.
+        """
+        user = self._elsewhere.get(volume)
+        if user:
+            events.warning(f"{volume} stays: domain {user} stands on it")
+            return
+        events.step(step, volume=volume)
+        self.host.pool.delete(volume)
+
+    @cached_property
+    def _elsewhere(self) -> Mapping[str, str]:
+        """The volumes that domains stand on which are no VMs by their record."""
+        return self.host.foreign().volumes
 
     def _end(self, guest: Guest, record: VmRecord) -> None:
         """End a guest whose system disk goes; one with a disk to keep may write it out first."""

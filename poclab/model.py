@@ -6,6 +6,7 @@ times RFC 3339 in UTC.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -342,10 +343,18 @@ class ObservedNetwork:
 
 @dataclass(frozen=True)
 class Foreign:
-    """Names on the host that are somebody else's."""
+    """What is on the host and in no record of poclab's.
+
+    Attributes:
+        domains: names of domains that are not VMs of a lab: others', or no longer by their record.
+        networks: names of networks that are no lab's.
+        volumes: volumes of the pool that domains stand on though no record says so, with the
+            name of such a domain.
+    """
 
     domains: frozenset[str] = frozenset()
     networks: frozenset[str] = frozenset()
+    volumes: Mapping[str, str] = field(default_factory=dict)
 
 
 class State(StrEnum):

@@ -31,6 +31,7 @@ from poclab.model import (
 from poclab.ports import PortBook
 from poclab.records import (
     Stamp,
+    borrowed,
     differences,
     entry,
     hardware,
@@ -239,6 +240,7 @@ class _Planner:
             lines = [
                 *shrunk(there, vm, new_disk=self._new_disk(target, there)),
                 *overwritten(there, vm, self.observed.volumes),
+                *borrowed(target, self.observed.foreign.volumes),
             ]
             found += [f"{vm.name}: {line}" for line in lines]
         if not self.observed.session:

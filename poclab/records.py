@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from poclab.model import HistoryEntry, ObservedVm, Vm, VmRecord
+from poclab.model import Foreign, HistoryEntry, ObservedVm, Vm, VmRecord
 from poclab.units import format_size
 from poclab.virt.design import data_volume
 
@@ -51,7 +51,10 @@ def volumes(record: VmRecord) -> set[str]:
 
 
 def garbage(
-    lab: str, names: Iterable[str], vms: Iterable[ObservedVm], foreign: Iterable[str] = ()
+    lab: str,
+    names: Iterable[str],
+    vms: Iterable[ObservedVm],
+    foreign: Foreign | None = None,
 ) -> list[str]:
     """Volumes of a lab that no VM stands on and that nobody was promised to keep.
 
@@ -62,15 +65,19 @@ def garbage(
         lab: the lab's name.
         names: the volumes there are.
         vms: the VMs there are; both their defined and their running disks count.
-        foreign: domains whose record cannot be read; what carries their name is left alone.
+        foreign: what is in no record; what its domains stand on or carries their name is left
+            alone.
     """
-    used: set[str] = set()
+    foreign = foreign or Foreign()
+    used = set(foreign.volumes)
     for vm in vms:
         used |= volumes(vm.record)
         if vm.live:
             used |= volumes(vm.live)
     prefixes = (f"overlay.{lab}.", f"scratch.{lab}.")
-    left_alone = tuple(f"{kind}.{name}." for name in foreign for kind in ("overlay", "scratch"))
+    left_alone = tuple(
+        f"{kind}.{name}." for name in foreign.domains for kind in ("overlay", "scratch")
+    )
     return [
         name
         for name in names
@@ -121,6 +128,22 @@ def overwritten(found: ObservedVm | None, vm: Vm, names: Container[str]) -> Iter
                     f"data disk {disk.name} cannot be kept from now on: one of that name was kept"
                     f" before ({kept}); give it another name, or delete that volume"
                 )
+
+
+def borrowed(target: VmRecord, users: Mapping[str, str]) -> Iterator[str]:
+    """Kept data disks of a VM that a domain without a record stands on, in words.
+
+    Args:
+        target: what the VM is to be.
+        users: domains by the volumes that they stand on.
+    """
+    for disk in target.disks:
+        user = users.get(data_volume(target, disk)) if disk.keep else None
+        if user and user != target.domain:
+            yield (
+                f"data disk {disk.name} is in use by domain {user}; if that is this VM under"
+                f" another name: virsh domrename {user} {target.domain}"
+            )
 
 
 def disk_differences(before: VmRecord, target: VmRecord) -> Iterator[str]:

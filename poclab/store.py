@@ -262,7 +262,7 @@ class Store:
 
         Args:
             ref: the version.
-            used: digests of bases that VMs stand on; these stay.
+            used: bases that domains stand on; these stay.
 
         Returns:
             Whether the base disk went too.
@@ -286,7 +286,7 @@ class Store:
         """Volumes that an interrupted command left: manifests that do not count, lone bases.
 
         Args:
-            used: digests of bases that VMs stand on; these are never garbage.
+            used: bases that domains stand on; these are never garbage.
 
         Raises:
             PoclabError: a manifest is there and cannot be read: then nobody can tell.
@@ -304,7 +304,7 @@ class Store:
             PoclabError: a manifest is there and cannot be read.
         """
         names = self._pool.names()
-        needed = {base_volume(digest) for digest in used}
+        needed = set(used)
         damaged: list[str] = []
         for name in names:
             if not name.startswith(MANIFEST) or name == without:

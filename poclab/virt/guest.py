@@ -110,6 +110,13 @@ class Guest:
         with libvirt_errors(f"{self.name} is not there"):
             return bool(self._domain.isActive())
 
+    def definitions(self) -> list[str]:
+        """Its XML: as defined, and as it runs."""
+        with libvirt_errors(f"{self.name} is not there"):
+            defined = self._domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            running = self._domain.XMLDesc(0) if self._domain.isActive() else defined
+        return [str(defined), str(running)]
+
     def agent_connected(self) -> bool:
         """Whether the guest agent holds its channel open."""
         with libvirt_errors(f"{self.name} is not there"):

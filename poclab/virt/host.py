@@ -15,13 +15,15 @@ import libvirt
 
 from poclab import config, events
 from poclab.errors import PoclabError, UsageError
+from poclab.manifest import base_volume
 from poclab.model import Foreign, NetworkRecord, ObservedVm, VmRecord
 from poclab.virt import metadata
-from poclab.virt.design import HostTraits
+from poclab.virt.design import HostTraits, data_volume
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
 from poclab.virt.network import LabNetwork
 from poclab.virt.pool import LocalPool, StreamPool, pool_directory, pool_xml
+from poclab.virt.usage import Usage
 
 POOL = "poclab"
 MARKER = "poclab.json"
@@ -149,18 +151,18 @@ class Host:
         """All domains that are poclab's, by name."""
         return sorted(self._scan()[0], key=lambda guest: guest.name)
 
-    def _scan(self) -> tuple[list[Guest], list[str]]:
+    def _scan(self) -> tuple[list[Guest], list[Guest]]:
         with libvirt_errors("the domains cannot be listed"):
             domains = self.conn.listAllDomains(0)
         ours: list[Guest] = []
-        others: list[str] = []
+        others: list[Guest] = []
         for domain in domains:
             with contextlib.suppress(GoneError):  # it went away meanwhile
                 guest = Guest.of(self.conn, domain)
                 if guest:
                     ours.append(guest)
                 else:
-                    others.append(domain.name())
+                    others.append(Guest(self.conn, domain))
         return ours, others
 
     def vms(self) -> list[ObservedVm]:
@@ -190,8 +192,24 @@ class Host:
         return sorted(ours, key=lambda item: item.record.libvirt_name), others
 
     def foreign(self) -> Foreign:
-        """The names of domains and networks that are not poclab's."""
-        return Foreign(frozenset(self._scan()[1]), frozenset(self._scan_networks()[1]))
+        """What is not poclab's, and the volumes that are in use and in no record.
+
+        Raises:
+            PoclabError: libvirt does not tell.
+        """
+        ours, others = self._scan()
+        usage = Usage(self.conn, self.pool.directory, local=self.local)
+        volumes: dict[str, str] = {}
+        for guest in (*ours, *others):
+            with contextlib.suppress(GoneError):
+                recorded = _recorded(guest) if guest in ours else set()
+                for name in usage.of(guest.definitions()) - recorded:
+                    volumes[name] = guest.name
+        return Foreign(
+            frozenset(guest.name for guest in others),
+            frozenset(self._scan_networks()[1]),
+            volumes,
+        )
 
     def guest(self, record: VmRecord) -> Guest:
         """The domain of a VM.
@@ -247,6 +265,20 @@ class Host:
             directory = config.private_dir(config.state_dir() / "console")
             return str(directory / f"{record.domain}.log")
         return f"/var/log/libvirt/qemu/{record.domain}.console.log"
+
+
+def _recorded(guest: Guest) -> set[str]:
+    """The volumes that a VM stands on by its records, defined and running."""
+    records = [record for live in (False, True) if (record := guest.record(live=live))]
+    return {
+        name
+        for record in records
+        for name in (
+            record.overlay,
+            base_volume(record.digest),
+            *(data_volume(record, disk) for disk in record.disks),
+        )
+    }
 
 
 def _network_record(element: object) -> NetworkRecord | None:

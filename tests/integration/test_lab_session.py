@@ -383,6 +383,81 @@ def test_up_brings_back_a_domain_that_was_undefined(lab: OneLab) -> None:
     assert lab.volumes() == set(lab.disks("a"))
 
 
+def content_of(lab: OneLab, *volumes: str) -> dict[str, str]:
+    found = lab.digests()
+    return {name: found[name] for name in volumes}
+
+
+def test_disks_of_a_vm_that_was_renamed_survive_whatever_its_lab_does(lab: OneLab) -> None:
+    labs.store(lab.host, "lent:v1")
+    vm = "a: {image: 'lent:v1', disks: [{name: tmp, size: 1MiB}, {name: data, size: 1MiB%s}]}"
+    lab.write(vm % ", keep: true")
+    lab.up()
+    lab.off("a")
+    lab.host.virsh("domrename", lab.domain("a"), "stranger")
+    disks = labs.look(lab.host)["domains"]["stranger"]["defined"]
+    before = content_of(lab, *disks)
+    assert len(before) == 3
+    done = lab.up(check=False)
+    assert done.returncode == 2
+    assert "data disk data is in use by domain stranger" in done.stderr
+    lab.write(vm % "")
+    lab.up()
+    done = lab.down("--volumes")
+    assert f"data.{lab.name}.a.data.qcow2 stays: domain stranger stands on it" in done.stderr
+    assert lab.volumes() == set(disks)
+    done = lab.host.poclab("image", "rm", "--yes", "lent:v1", check=False)
+    assert done.returncode == 1
+    assert "lent:v1 is in use\nwhy: domain stranger stands on it" in done.stderr
+    assert content_of(lab, *disks) == before
+    assert labs.leftovers(lab.host) == []
+    # By its own name it is the lab's VM again.
+    lab.host.virsh("domrename", "stranger", lab.domain("a"))
+    lab.write(vm % ", keep: true")
+    lab.up()
+    assert lab.disks("a") == disks
+    lab.down("--volumes")
+    lab.host.poclab("image", "rm", "--yes", "lent:v1")
+    assert lab.volumes() == set()
+
+
+FOREIGN = """
+<domain type='qemu'><name>stranger</name><memory>32768</memory><os><type>hvm</type></os><devices>
+  <disk type='file'><driver name='qemu' type='qcow2'/><source file='{}'/><target dev='hda'/></disk>
+  <disk type='volume'><source pool='poclab' volume='{}'/><target dev='hdb'/></disk>
+</devices></domain>
+"""
+
+
+def test_what_a_foreign_domain_stands_on_is_no_garbage(lab: OneLab) -> None:
+    host = lab.host
+    raw = labs.store(host, "lent:v2")
+    digest = json.loads(host.poclab("image", "ls", "lent", "-o", "json").stdout)[0]["digest"]
+    base = f"base.{digest.removeprefix('sha256:')}.qcow2"
+    directory = labs.look(host)["directory"]
+    lent, stray = (f"overlay.{lab.name}.gone.0000000{n}.qcow2" for n in range(2))
+    for name in (lent, stray):
+        host.run("qemu-img", "create", "-q", "-f", "qcow2", f"{directory}/{name}", "1M")
+    own = f"{host.scratch}/own.qcow2"
+    host.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b",
+             f"{directory}/{base}", own)  # fmt: skip
+    host.virsh("define", str(host.write("stranger.xml", FOREIGN.format(own, lent))))
+    assert labs.leftovers(host) == [stray]
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    assert {name for name in lab.volumes() if ".gone." in name} == {lent}
+    done = host.poclab("image", "rm", "--yes", "lent:v2", check=False)
+    assert "why: domain stranger stands on it" in done.stderr
+    # A second name of the same disk can go: the disk stays.
+    host.poclab("image", "tag", "lent:v2", "lent:again")
+    host.poclab("image", "rm", "--yes", "lent:v2")
+    host.run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(raw), own)
+    host.virsh("undefine", "stranger")
+    host.poclab("image", "rm", "--yes", "lent:again")
+    lab.down()
+    assert {base, lent}.isdisjoint(labs.look(host)["files"])
+
+
 # --- listings -----------------------------------------------------------------------------
 
 KEYS = ["lab", "vm", "state", "version", "tag_digest", "address", "ready", "uptime"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from xml.etree.ElementTree import fromstring
+from xml.etree.ElementTree import fromstring, tostring
 
 import pytest
 
@@ -106,6 +106,33 @@ def test_reset_and_kept_disks_work_through_both_ways_to_the_pool(
     lab.down("--volumes")
     assert lab.volumes() == set()
     assert labs.leftovers(lab.host) == []
+
+
+def test_what_a_renamed_domain_stands_on_is_seen_without_reading_the_files(
+    member_lab: OneLab, both: tuple[Host, Host]
+) -> None:
+    lab, (root, _) = member_lab, both
+    labs.store(lab.host, "lent:v1")
+    lab.write("a: {image: 'lent:v1'}")
+    lab.up()
+    lab.off("a")
+    lab.host.virsh("domrename", lab.domain("a"), "stranger")
+    # As somebody writes it: what is below the disk is in its own header alone.
+    xml = fromstring(lab.host.virsh("dumpxml", "stranger"))
+    for disk in xml.iterfind("devices/disk"):
+        for below in disk.findall("backingStore"):
+            disk.remove(below)
+    lab.host.virsh("define", str(lab.host.write("stranger.xml", tostring(xml, "unicode"))))
+    (overlay,) = labs.look(root)["domains"]["stranger"]["defined"]
+    lab.down()
+    assert lab.volumes() == {overlay}
+    for host in (lab.host, root):
+        done = host.poclab("image", "rm", "--yes", "lent:v1", check=False)
+        assert "why: domain stranger stands on it" in done.stderr
+    lab.host.virsh("undefine", "stranger")
+    lab.host.poclab("image", "rm", "--yes", "lent:v1")
+    lab.down()
+    assert lab.volumes() == set()
 
 
 def test_a_member_cannot_write_the_pool_and_needs_no_root(both: tuple[Host, Host]) -> None:

@@ -528,6 +528,16 @@ def test_foreign_names_are_refused() -> None:
     ]
 
 
+def test_a_kept_disk_in_use_elsewhere_is_refused() -> None:
+    foreign = Foreign(volumes={"data.acme.vm1.data.qcow2": "renamed"})
+    wanted = make.lab(make.vm(disks=(make.disk("data", keep=True),)))
+    (line,) = refused(wanted, observed(foreign=foreign))
+    assert line.startswith("vm1: data disk data is in use by domain renamed")
+    # One that goes with the system disk is a new one.
+    wanted = make.lab(make.vm(disks=(make.disk("data"),)))
+    assert planned(wanted, observed(foreign=foreign)).of(Verb.CREATE)
+
+
 def test_a_session_does_not_care_for_foreign_networks() -> None:
     foreign = Foreign(networks=frozenset({"acme.lan"}))
     wanted = make.lab(make.vm(nics=["lan"]), networks=[make.network()])

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poclab.model import ObservedVm, Profile, Ref, VmRecord
+from poclab.model import Foreign, ObservedVm, Profile, Ref, VmRecord
 from poclab.records import (
+    borrowed,
     differences,
     entry,
     garbage,
@@ -106,7 +107,20 @@ def test_the_running_disk_is_no_garbage_before_the_new_one_has_taken_over() -> N
 
 def test_disks_of_a_domain_whose_record_cannot_be_read_are_left_alone() -> None:
     names = [OLD, "scratch.acme.vm1.tmp.00000001.qcow2", "overlay.acme.vm11.00000001.qcow2"]
-    assert garbage("acme", names, [], ["acme.vm1", "something"]) == [names[2]]
+    assert garbage("acme", names, [], Foreign(frozenset({"acme.vm1", "something"}))) == [names[2]]
+
+
+def test_disks_that_a_renamed_domain_stands_on_are_left_alone() -> None:
+    foreign = Foreign(frozenset({"renamed"}), volumes={OLD: "renamed", "base.00.qcow2": "renamed"})
+    assert garbage("acme", [OLD, NEW], [], foreign) == [NEW]
+
+
+def test_a_kept_disk_that_another_domain_stands_on_is_named() -> None:
+    target = make.record(disks=(make.disk("data", keep=True), make.disk("tmp")))
+    (line,) = borrowed(target, {KEPT: "renamed", OLD: "else"})
+    assert "data disk data is in use by domain renamed" in line
+    assert "virsh domrename renamed acme.vm1" in line
+    assert list(borrowed(target, {KEPT: "acme.vm1"})) == []
 
 
 @st.composite
@@ -143,7 +157,7 @@ def test_garbage_never_names_what_anybody_needs(
     host: tuple[list[ObservedVm], list[str], list[str]], lab: str
 ) -> None:
     vms, names, unreadable = host
-    found = garbage(lab, names, vms, unreadable)
+    found = garbage(lab, names, vms, Foreign(frozenset(unreadable)))
     assert set(found) <= set(names)
     for name in found:
         kind, owner, vm = name.split(".")[:3]

@@ -400,9 +400,9 @@ def test_the_last_version_takes_the_disk_with_it(store: Store, pool: DirectoryPo
 
 def test_a_disk_that_a_vm_stands_on_stays(store: Store, pool: DirectoryPool) -> None:
     version = publish(store, V1)
-    assert remove(store, V1, version.digest) is False
+    assert remove(store, V1, base_volume(version.digest)) is False
     assert pool.names() == [base_volume(version.digest)]
-    assert store.garbage(frozenset({version.digest})) == []
+    assert store.garbage(frozenset({base_volume(version.digest)})) == []
     assert store.garbage() == pool.names()
 
 
