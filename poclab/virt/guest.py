@@ -166,10 +166,13 @@ class Guest:
         self._set_metadata(metadata.vm_element(record), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
     def resume(self) -> None:
-        """Have a paused guest go on."""
+        """Have a paused guest go on, and wake up one that suspended itself to memory."""
         events.step("resume", domain=self.name)
         with libvirt_errors(f"{self.name} does not go on"):
-            self._domain.resume()
+            if self.state() is State.SUSPENDED:
+                self._domain.pMWakeup()
+            else:
+                self._domain.resume()
 
     def power_off(self) -> None:
         """End QEMU at once; off already is fine."""
@@ -191,6 +194,9 @@ class Guest:
         if self.state() in (State.PAUSED, State.IO_ERROR):
             self.power_off()  # its processors stand still: it would never hear the request
             return
+        if self.state() is State.SUSPENDED:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._domain.pMWakeup()  # asleep it would not hear it either
         begin = asked = time.monotonic()
         self._ask_to_shut_down()
         while time.monotonic() - begin < patience:

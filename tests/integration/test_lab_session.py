@@ -360,6 +360,41 @@ def test_up_resumes_a_vm_that_was_paused(lab: OneLab) -> None:
     assert lab.run_id("a") == before
 
 
+def asleep(lab: OneLab, vm: str) -> bool:
+    """Whether a VM has suspended itself to memory, or does within a few seconds."""
+    limit = time.monotonic() + 20
+    while lab.status()[vm]["state"] != "pmsuspended":
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def test_a_vm_that_suspended_itself_is_woken_up(lab: OneLab) -> None:
+    labs.store(lab.host, "sleeper:v1", labs.SLEEPER)
+    lab.write("a: {image: 'sleeper:v1'}")
+    lab.up()
+    assert asleep(lab, "a")
+    before = lab.run_id("a")
+    (action,) = lab.plan()
+    assert (action["action"], action["reason"]) == ("resume", "it is pmsuspended")
+    lab.up()
+    assert lab.status()["a"]["state"] == "running"
+    assert lab.run_id("a") == before
+    assert lab.plan() == []
+
+
+def test_a_vm_that_suspended_itself_is_woken_up_to_be_shut_down(lab: OneLab) -> None:
+    labs.store(lab.host, "sleeper:v2", labs.SLEEPER)
+    lab.write("a: {image: 'sleeper:v2'}")
+    lab.up()
+    assert asleep(lab, "a")
+    lab.write("a: {image: 'sleeper:v2', memory: 48MiB}")
+    done = lab.up()
+    assert "powered off" not in done.stderr
+    assert "49152 KiB" in lab.host.virsh("dominfo", lab.domain("a"))
+
+
 def test_up_makes_a_system_disk_again_that_was_deleted(lab: OneLab) -> None:
     lab.write("a: {image: 'tiny:v1'}")
     lab.up()

@@ -2,7 +2,7 @@
 
 The guests are real ones for QEMU: a boot sector. `IDLE` sleeps until its power button is
 pressed and then powers off, as an operating system does, within a twentieth of a second. `WRITER`
-fills its system disk meanwhile.
+fills its system disk meanwhile. `SLEEPER` suspends to memory first, once.
 """
 
 from __future__ import annotations
@@ -30,11 +30,19 @@ _WAIT = bytes.fromhex("f4")  # hlt: until the timer's next tick, 18 a second
 _WRITE = bytes.fromhex("be007d b80043 b280 cd13 8306087d40 83160a7d00")
 _PACKET = bytes.fromhex("1000 4000 0000 0010 0008000000000000")  # from sector 2048
 
+# Suspend to memory (0x604 again, type 1), unless byte 0x70 of the clock's memory has it noted:
+# it outlasts the reset that waking up is without an operating system.
+_SLEEP = bytes.fromhex(
+    "b070 e670 e471 3c5a 740f"  # mov al,70; out 70,al; in al,71; cmp al,5a; je: past the rest
+    "b070 e670 b05a e671"  # mov al,70; out 70,al; mov al,5a; out 71,al
+    "ba0406 b80024 ef"  # mov dx,604; mov ax,2400; out dx,ax
+)
 
-def _boot_sector(work: bytes) -> bytes:
+
+def _boot_sector(work: bytes, first: bytes = b"") -> bytes:
     loop = work + _PRESSED
     jump = bytes([0x74, 256 - len(loop) - 2])  # jz: back to the work
-    code = bytes.fromhex("31c08ed8") + _LISTEN + loop + jump + _OFF  # ds = 0
+    code = bytes.fromhex("31c08ed8") + first + _LISTEN + loop + jump + _OFF  # ds = 0
     partition = bytes([0x80, 0, 2, 0, 0x83, 0, 0, 0]) + (1).to_bytes(4, "little")
     sector = code.ljust(0x100, b"\0") + _PACKET
     sector = sector.ljust(446, b"\0") + partition + (2047).to_bytes(4, "little")
@@ -43,6 +51,7 @@ def _boot_sector(work: bytes) -> bytes:
 
 IDLE = _boot_sector(_WAIT)
 WRITER = _boot_sector(_WRITE)
+SLEEPER = _boot_sector(_WAIT, first=_SLEEP)
 
 
 def disk_file(host: Host, name: str, boot: bytes = IDLE, *, size: int = 2 * MIB) -> Path:
