@@ -20,10 +20,17 @@ from poclab.plan import Observed
 from poclab.records import Stamp, garbage, volumes
 from poclab.ssh import LabFiles
 from poclab.store import Store
-from poclab.virt.design import KEPT, data_volume, domain_spec, overlay_volume
+from poclab.virt.design import (
+    KEPT,
+    data_volume,
+    detour,
+    detour_spec,
+    domain_spec,
+    overlay_volume,
+)
 from poclab.virt.guest import Guest
 from poclab.virt.host import Host
-from poclab.virt.xml import domain_xml
+from poclab.virt.xml import domain_xml, network_xml
 
 # Seconds that a guest with data to keep gets to shut down before a reset or `down` ends it.
 _PATIENCE = 30.0
@@ -192,6 +199,32 @@ class LabHost:
         cards = record.nics if self.host.session else ()
         static = [(nic.mac, str(nic.ip)) for nic in cards if nic.ip]
         return credentials.oem_strings(record.name, record.user, record.ssh_key, static)
+
+    def reconnect(self, record: VmRecord, networks: Iterable[str]) -> None:
+        """Plug a running VM into networks that were stopped while it ran.
+
+        libvirt plugs a running guest's card into a bridge only when that is another one than
+        before, so the card takes a detour over a bridge that is made for it.
+        """
+        for nic in record.nics:
+            if nic.network not in networks:
+                continue
+            network = self.host.network(self.lab, nic.network)
+            beside = detour(network.record)
+            self.remove_network(beside.name)  # of a command that was interrupted
+            made = self.host.define_network(network_xml(detour_spec(beside)), beside)
+            try:
+                guest = self.host.guest(record)
+                guest.plug(nic.mac, beside.libvirt_name)
+                guest.plug(nic.mac, network.record.libvirt_name)
+            finally:
+                made.remove()
+
+    def remove_network(self, name: str) -> None:
+        """Remove one of the lab's networks; gone already is fine."""
+        for found in self.host.networks():
+            if (found.record.lab, found.record.name) == (self.lab, name):
+                found.remove()
 
     def start(self, record: VmRecord) -> None:
         """Start a VM; its next start keeps the state of its firmware."""

@@ -334,11 +334,19 @@ class HostEntry:
 
 @dataclass(frozen=True)
 class ObservedNetwork:
-    """A lab network as found on the host."""
+    """A lab network as found on the host.
+
+    Attributes:
+        record: what its metadata says.
+        active: whether its bridge is there.
+        reservations: the addresses it reserves.
+        connected: the MAC addresses of the cards that are plugged into it.
+    """
 
     record: NetworkRecord
     active: bool
     reservations: tuple[HostEntry, ...] = ()
+    connected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Verb(StrEnum):
     RECORD = "record"
     START = "start"
     RESUME = "resume"
+    RECONNECT = "reconnect"
     REMOVE_NETWORK = "remove network"
 
 
@@ -74,6 +75,7 @@ class Action:
         hosts: the addresses to reserve on it.
         reboots: whether a running guest is shut down for it.
         discards: what is lost by it, in words, or an empty string.
+        cut: the networks that a running VM is to be plugged into again.
     """
 
     verb: Verb
@@ -85,6 +87,7 @@ class Action:
     hosts: tuple[HostEntry, ...] = ()
     reboots: bool = False
     discards: str = ""
+    cut: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         notes = ["reboots"] if self.reboots else []
@@ -352,14 +355,27 @@ class _Planner:
 
     def _settle(self, target: VmRecord, found: ObservedVm) -> Action | None:
         """The definition is right; see that it runs and that the record is up to date."""
+        cut = self._cut(found)
+        why = tuple(f"network {name} was stopped while it ran" for name in cut)
         if found.state in (State.PAUSED, State.IO_ERROR, State.SUSPENDED):
-            return Action(Verb.RESUME, target.name, (f"it is {found.state}",), target, found)
+            reasons = (f"it is {found.state}", *why)
+            return Action(Verb.RESUME, target.name, reasons, target, found, cut=cut)
         if not found.active:
             return Action(Verb.START, target.name, (f"it is {found.state}",), target, found)
+        if cut:
+            return Action(Verb.RECONNECT, target.name, why, target, found, cut=cut)
         if target != found.record:
             reasons = tuple(sorted(record_differences(found.record, target)))
             return Action(Verb.RECORD, target.name, reasons, target, found)
         return None
+
+    def _cut(self, found: ObservedVm) -> tuple[str, ...]:
+        """The networks of a running VM that its cards are not plugged into."""
+        if self.observed.session or found.live is None:
+            return ()
+        there = {net.record.name: net.connected for net in self._present() if net.active}
+        cards = ((nic.network, nic.mac) for nic in found.live.nics)
+        return tuple(name for name, mac in cards if mac not in there.get(name, frozenset()))
 
     def removals(self) -> Iterator[Action]:
         for name, found in self.existing.items():

@@ -117,7 +117,7 @@ class _Applier:
                 self._guarded(action.target, self._prepare, action)
         self._start_all(todo)
         for action in todo.of(Verb.REMOVE_NETWORK):
-            self._network(action).remove()
+            self._at.remove_network(action.target)
         self._at.sweep()
         host.settle()
         return Outcome(todo, applied=bool(todo.actions), ready=self._ready, failed=self._failed)
@@ -172,6 +172,7 @@ class _Applier:
             guest = self._at.define(record, found.uuid)
             if action.verb is Verb.RESUME:
                 guest.resume()
+            self._at.reconnect(record, action.cut)
         self._records[action.target] = record
         if action.verb in _STARTS:
             self._to_start.add(action.target)
@@ -239,4 +240,4 @@ def _settled(record: VmRecord, seconds: float) -> str:
 
 
 _STARTS = (Verb.CREATE, Verb.RESET, Verb.CHANGE, Verb.START)
-_VM_VERBS = (*_STARTS, Verb.RECORD, Verb.RESUME)
+_VM_VERBS = (*_STARTS, Verb.RECORD, Verb.RESUME, Verb.RECONNECT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
@@ -258,6 +258,19 @@ def network_spec(record: NetworkRecord, hosts: tuple[HostEntry, ...]) -> Network
         hosts=hosts,
         metadata=(metadata.network_element(record),),
     )
+
+
+def detour(record: NetworkRecord) -> NetworkRecord:
+    """A network beside a lab network, for a moment, to plug cards into it anew.
+
+    No lab file can name it: a network's name has no dot.
+    """
+    return replace(record, name=f"{record.name}.detour", mode=Mode.ISOLATED)
+
+
+def detour_spec(record: NetworkRecord) -> NetworkSpec:
+    """Design such a network: a bridge and nothing else."""
+    return replace(network_spec(record, ()), gateway=None)
 
 
 def reservations(network: str, vms: Iterable[VmRecord]) -> Iterable[HostEntry]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from xml.etree.ElementTree import Element, fromstring
+from xml.etree.ElementTree import Element, fromstring, tostring
 
 import libvirt
 
 from poclab import events
+from poclab.errors import PoclabError
 from poclab.model import ObservedVm, State, VmRecord
 from poclab.virt import metadata
 from poclab.virt.errors import GoneError, libvirt_errors
@@ -173,6 +174,31 @@ class Guest:
                 self._domain.pMWakeup()
             else:
                 self._domain.resume()
+
+    def plug(self, mac: str, network: str) -> None:
+        """Have a card of the running guest on another network; the guest keeps running.
+
+        Args:
+            mac: the card's MAC address.
+            network: the libvirt network's name.
+
+        Raises:
+            PoclabError: there is no such card, or libvirt cannot.
+        """
+        events.step("plug", domain=self.name, network=network)
+        with libvirt_errors(f"{self.name} cannot be connected to network {network}"):
+            root = fromstring(self._domain.XMLDesc(0))  # noqa: S314 - libvirtd wrote it
+            for card in root.iterfind("devices/interface[source]"):
+                address, source = card.find("mac"), card.find("source")
+                if address is None or source is None or address.get("address") != mac:
+                    continue
+                # The port and bridge that it was on are libvirt's to find out.
+                source.attrib.clear()
+                source.set("network", network)
+                text = tostring(card, encoding="unicode")
+                self._domain.updateDeviceFlags(text, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+                return
+        raise PoclabError(f"{self.name} has no network card {mac}")
 
     def power_off(self) -> None:
         """End QEMU at once; off already is fine."""

@@ -47,7 +47,9 @@ class LabNetwork:
 
     def observe(self) -> ObservedNetwork:
         """All that the planner wants to know of it."""
-        return ObservedNetwork(self.record, self.active, tuple(self.reservations()))
+        active = self.active
+        connected = self.connected() if active else frozenset()
+        return ObservedNetwork(self.record, active, tuple(self.reservations()), connected)
 
     @property
     def active(self) -> bool:
@@ -83,6 +85,22 @@ class LabNetwork:
             HostEntry(item.get("mac", ""), item.get("name", ""), IPv4Address(item.get("ip", "")))
             for item in hosts
         ]
+
+    def connected(self) -> frozenset[str]:
+        """The MAC addresses of the cards that are plugged into its bridge.
+
+        libvirt forgets a network's ports when it is stopped; guests that go on running meanwhile
+        have no port, and no cable, after its next start.
+        """
+        with libvirt_errors(f"network {self.record.libvirt_name} is not there"):
+            ports = self._network.listAllPorts(0)
+        found: set[str] = set()
+        for port in ports:
+            with contextlib.suppress(libvirt.libvirtError):  # it went away meanwhile
+                mac = fromstring(port.XMLDesc(0)).find("mac")  # noqa: S314 - libvirtd wrote it
+                if mac is not None:
+                    found.add(mac.get("address", "").lower())
+        return frozenset(found)
 
     def remove(self) -> None:
         """Stop it and forget it; gone already is fine."""

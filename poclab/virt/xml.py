@@ -96,7 +96,7 @@ class NetworkSpec:
         name: the network's name.
         bridge: the bridge's name, 15 characters at most (IFNAMSIZ).
         nat: whether guests reach the world through the host; else the network is isolated.
-        gateway: the host's address on it.
+        gateway: the host's address on it, or None for a network without addresses.
         cidr: its addresses.
         domain: the DNS domain, answered locally only.
         hosts: reserved addresses.
@@ -106,7 +106,7 @@ class NetworkSpec:
     name: str
     bridge: str
     nat: bool
-    gateway: IPv4Address
+    gateway: IPv4Address | None
     cidr: IPv4Network
     domain: str
     hosts: tuple[HostEntry, ...] = ()
@@ -153,6 +153,8 @@ def network_xml(spec: NetworkSpec) -> str:
     if spec.nat:
         SubElement(root, "forward", {"mode": "nat"})
     SubElement(root, "bridge", {"name": spec.bridge, "stp": "on", "delay": "0"})
+    if spec.gateway is None:
+        return _pretty(root)
     SubElement(root, "domain", {"name": spec.domain, "localOnly": "yes"})
     ip = SubElement(root, "ip", {"address": str(spec.gateway), "prefix": str(spec.cidr.prefixlen)})
     dhcp = SubElement(ip, "dhcp")

@@ -213,6 +213,61 @@ def test_up_starts_a_network_that_was_stopped(member_lab: OneLab) -> None:
     assert lab.status()["a"]["state"] == "running"
 
 
+def plugged(host: Host, name: str) -> int:
+    """How many cards are plugged into a network, as libvirt has it."""
+    return len(host.virsh("net-port-list", name).split())
+
+
+def test_a_network_that_was_removed_is_made_again_under_vms_that_run(
+    member_lab: OneLab, both: tuple[Host, Host]
+) -> None:
+    lab, (root, _) = member_lab, both
+    name = f"{lab.name}.lan"
+    lab.write(TINY.format("lan"), networks="lan: {mode: nat, cidr: 10.77.53.0/24}")
+    lab.up()
+    before = lab.run_id("a")
+    lab.host.remove_network(name)
+    make_it, reconnect = lab.plan()
+    assert make_it["action"] == "make network"
+    assert (reconnect["action"], reconnect["target"]) == ("reconnect", "a")
+    assert (reconnect["reason"], reconnect["reboots"]) == (
+        "network lan was stopped while it ran",
+        False,
+    )
+    lab.up()
+    card = lab.host.virsh("domiflist", lab.domain("a")).split()[0]
+    link = root.run("ip", "-o", "link", "show", card).stdout
+    assert " master poc" in link
+    assert plugged(lab.host, name) == 1
+    assert lab.run_id("a") == before
+    assert lab.plan() == []
+
+
+def test_a_reconnect_that_is_stopped_is_finished_by_the_next_up(member_lab: OneLab) -> None:
+    lab = member_lab
+    name = f"{lab.name}.lan"
+    lab.write(TINY.format("lan"), networks="lan: {mode: nat, cidr: 10.77.54.0/24}")
+    lab.up()
+    before = lab.run_id("a")
+
+    def cut() -> None:
+        lab.host.virsh("net-destroy", name)
+        lab.host.virsh("net-start", name)
+        assert plugged(lab.host, name) == 0
+
+    cut()
+    steps = lab.host.count_steps(["up", lab.path]).steps
+    assert plugged(lab.host, name) == 1
+    for step in range(steps.index("plug") + 1, len(steps) + 1):
+        cut()
+        assert lab.host.stop_at(["up", lab.path], step).reached
+        lab.up()
+        assert plugged(lab.host, name) == 1
+        assert {x for x in lab.host.networks() if x.startswith(f"{lab.name}.")} == {name}
+        assert lab.plan() == []
+    assert lab.run_id("a") == before
+
+
 def test_a_foreign_network_with_our_name_is_refused_and_untouched(member_lab: OneLab) -> None:
     lab = member_lab
     name = f"{lab.name}.lan"
@@ -301,6 +356,22 @@ def test_guests_of_a_lab_reach_each_other_by_name(guests: tuple[OneLab, OneLab])
     assert shop.pings(near.host, f"{near.name}/peer", "10.77.50.40")
     found = shop.ssh(near.host, f"{near.name}/peer", "busybox nslookup web 10.77.50.1; true")
     assert "10.77.50.40" in found
+
+
+@pytest.mark.guest
+def test_guests_are_reached_again_after_their_network_was_stopped(
+    guests: tuple[OneLab, OneLab],
+) -> None:
+    near, _ = guests
+    before = near.run_id("web"), near.run_id("peer")
+    near.host.virsh("net-destroy", f"{near.name}.lan")
+    near.host.virsh("net-start", f"{near.name}.lan")
+    assert near.status()["web"]["ready"] == "no"
+    near.up()
+    assert near.status()["web"]["ready"] == "yes"
+    assert shop.page(near.host, "10.77.50.40").version == "v1"
+    assert shop.pings(near.host, f"{near.name}/peer", "10.77.50.40")
+    assert (near.run_id("web"), near.run_id("peer")) == before
 
 
 # The second hook is reached by what the forward chain let pass, before its source is rewritten.

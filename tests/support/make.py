@@ -160,7 +160,7 @@ def applied(found: Plan, before: Observed, mark: str = "00000002") -> Observed:
     return replace(
         before,
         vms=vms,
-        networks=_applied_networks(found, before.networks),
+        networks=tuple(_plugged(item, vms) for item in _applied_networks(found, before.networks)),
         volumes=before.volumes | volumes_of(vms),
     )
 
@@ -168,7 +168,7 @@ def applied(found: Plan, before: Observed, mark: str = "00000002") -> Observed:
 def _applied_vm(verb: Verb, wanted: VmRecord, found: ObservedVm | None, mark: str) -> ObservedVm:
     if not wanted.overlay:
         wanted = replace(wanted, overlay=overlay_volume(wanted.lab, wanted.name, mark))
-    if verb in (Verb.RECORD, Verb.RESUME):
+    if verb in (Verb.RECORD, Verb.RESUME, Verb.RECONNECT):
         assert found
         return replace(found, record=wanted, state=State.RUNNING)
     live = wanted
@@ -192,6 +192,13 @@ def _applied_networks(
         elif action.network:
             there[key] = ObservedNetwork(action.network, active=True, reservations=action.hosts)
     return tuple(there.values())
+
+
+def _plugged(network: ObservedNetwork, vms: Iterable[ObservedVm]) -> ObservedNetwork:
+    """The network with the cards of the VMs that run on it."""
+    records = [item.live for item in vms if item.live and item.live.lab == network.record.lab]
+    cards = {nic.mac for each in records for nic in each.nics if nic.network == network.record.name}
+    return replace(network, connected=frozenset(cards)) if network.active else network
 
 
 def planned(wanted: Lab, host: Observed, store: Mapping[Ref, Version] | None = None) -> Plan:

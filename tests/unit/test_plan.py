@@ -335,10 +335,62 @@ def test_a_changed_network_is_remade_and_its_vms_reboot(network: Any, reason: st
 def test_an_inactive_network_is_started() -> None:
     wanted = make.lab(make.vm(nics=["lan"]), networks=[make.network()])
     host = brought_up(wanted)
-    host = replace(host, networks=(replace(host.networks[0], active=False),))
+    host = replace(host, networks=(stopped(host.networks[0]),), vms=(make.off(host.vms[0].record),))
+    start, vm = planned(wanted, host).actions
+    assert (start.verb, start.reasons) == (Verb.START_NETWORK, ("it is not active",))
+    assert (vm.verb, vm.cut) == (Verb.START, ())
+
+
+def stopped(network: ObservedNetwork) -> ObservedNetwork:
+    """The network after virsh net-destroy: libvirt forgets who was plugged in."""
+    return replace(network, active=False, connected=frozenset())
+
+
+@pytest.mark.parametrize("how", ["stopped", "started again", "gone"])
+def test_vms_that_run_are_plugged_into_a_network_that_was_stopped(how: str) -> None:
+    vms = (make.vm(nics=["back", "lan"]), make.vm("beside", nics=["back"]))
+    wanted = make.lab(*vms, networks=[make.network(), make.network("back", "10.77.9.0/24")])
+    host = brought_up(wanted)
+    lan = next(net for net in host.networks if net.record.name == "lan")
+    there = {
+        "stopped": [stopped(lan)],
+        "started again": [replace(stopped(lan), active=True)],
+        "gone": [],
+    }[how]
+    others = [net for net in host.networks if net is not lan]
+    host = replace(host, networks=(*others, *there))
+    *networks, action = planned(wanted, host).actions
+    assert [str(item.verb) for item in networks] == {
+        "stopped": ["start network"],
+        "started again": [],
+        "gone": ["make network"],
+    }[how]
+    assert (action.verb, action.target, action.cut) == (Verb.RECONNECT, "vm1", ("lan",))
+    assert action.reasons == ("network lan was stopped while it ran",)
+    assert not action.reboots
+    assert verbs(planned(wanted, make.applied(planned(wanted, host), host))) == []
+
+
+def test_a_paused_vm_is_plugged_in_and_goes_on() -> None:
+    wanted = make.lab(make.vm(nics=["lan"]), networks=[make.network()])
+    host = brought_up(wanted)
+    host = replace(
+        host,
+        networks=(replace(host.networks[0], connected=frozenset()),),
+        vms=(replace(host.vms[0], state=State.PAUSED),),
+    )
     action = only(planned(wanted, host))
-    assert action.verb is Verb.START_NETWORK
-    assert action.reasons == ("it is not active",)
+    assert (action.verb, action.cut) == (Verb.RESUME, ("lan",))
+    assert action.reasons == ("it is paused", "network lan was stopped while it ran")
+
+
+def test_a_vm_that_starts_anew_needs_no_other_plug() -> None:
+    wanted = make.lab(make.vm(nics=["lan"]), networks=[make.network()])
+    host = brought_up(wanted)
+    host = replace(host, networks=(replace(host.networks[0], connected=frozenset()),))
+    more = make.lab(make.vm(nics=["lan"], cpus=7), networks=[make.network()])
+    action = only(planned(more, host))
+    assert (action.verb, action.cut) == (Verb.CHANGE, ())
 
 
 def test_lost_reservations_are_made_again() -> None:
