@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from poclab import config, events
 from poclab.errors import PoclabError
+from poclab.names import plain
 
 _RUN_LOCK = Path("/run/lock")  # FHS 3.0, 5.9; world-writable on Debian, root's alone on Fedora
 _TMP_LOCK = Path("/tmp/poclab-lock")
@@ -285,7 +286,7 @@ def _holder(fd: int) -> str:
 
 def _plain(text: object) -> str:
     # Anybody can write the file: nothing in it may move a terminal's cursor.
-    return "".join(c if c.isprintable() else "?" for c in str(text))[:200]
+    return plain(str(text), 200)
 
 
 def _born(pid: int) -> int | None:

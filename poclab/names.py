@@ -57,6 +57,12 @@ def check_tag(text: str) -> str:
     raise UsageError(f"{shown(text)} is no tag", why=f"a tag is {TAG_RULE}")
 
 
+def plain(text: str, limit: int = 400) -> str:
+    """A program's or a system's text as part of a line: in one line, no control characters, cut."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else "?" for c in line)[:limit]
+
+
 def shown(text: str, limit: int = 60) -> str:
     """The text as it may be printed: quoted, control characters escaped, cut to a length."""
     if len(text) > limit:

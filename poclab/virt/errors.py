@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import libvirt
 
 from poclab.errors import PoclabError
+from poclab.names import plain
 
 # Pieces of libvirt's and QEMU's messages, and what helps.
 _HELP = (
@@ -61,7 +62,7 @@ def libvirt_errors(what: str) -> Iterator[None]:
 
 def translated(what: str, error: libvirt.libvirtError) -> PoclabError:
     """The error in our words."""
-    message = " ".join(str(error).split())
+    message = plain(str(error), 10_000)
     gone = {
         libvirt.VIR_ERR_NO_DOMAIN,
         libvirt.VIR_ERR_NO_NETWORK,

@@ -17,6 +17,7 @@ from poclab import config, events
 from poclab.errors import PoclabError, UsageError
 from poclab.manifest import base_volume
 from poclab.model import Foreign, NetworkRecord, ObservedVm, VmRecord
+from poclab.names import plain, shown
 from poclab.virt import metadata
 from poclab.virt.design import HostTraits, data_volume
 from poclab.virt.errors import GoneError, libvirt_errors
@@ -28,6 +29,7 @@ from poclab.virt.usage import Usage
 POOL = "poclab"
 MARKER = "poclab.json"
 SYSTEM_POOL = "/var/lib/libvirt/images/poclab"  # below a directory SELinux and AppArmor know
+_URI_LENGTH = 200  # characters of a URI that messages show
 
 # Without this libvirt prints every error to stderr as well as raising it.
 libvirt.registerErrorHandler(lambda _context, _error: None, None)
@@ -315,7 +317,8 @@ def connect(uri: str | None = None, accel: str = "auto") -> Iterator[Host]:
     try:
         if urlsplit(host.uri).scheme.split("+")[0] not in ("qemu", "test"):
             raise UsageError(
-                f"{host.uri} is no QEMU host", fix="use qemu:///system or qemu:///session"
+                f"{shown(host.uri, _URI_LENGTH)} is no QEMU host",
+                fix="use qemu:///system or qemu:///session",
             )
         yield host
     finally:
@@ -329,10 +332,10 @@ def _default_uri() -> str | None:
 
 
 def _connection_error(uri: str | None, error: libvirt.libvirtError) -> PoclabError:
-    shown = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or _default_uri() or "libvirt"
-    text = " ".join(str(error).split())
+    target = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or _default_uri() or "libvirt"
+    text = plain(str(error))
     fix = "`poclab doctor` checks the host"
-    if os.geteuid() == 0 and shown == "qemu:///session":
+    if os.geteuid() == 0 and target == "qemu:///session":
         fix = "root has no session daemon: use -c qemu:///system, or an ordinary user"
     # Before the socket: "Failed to connect socket to '...': Permission denied".
     elif "authentication" in text or "Permission denied" in text:
@@ -341,4 +344,4 @@ def _connection_error(uri: str | None, error: libvirt.libvirtError) -> PoclabErr
         fix = "start libvirt: `systemctl start libvirtd`, without systemd `libvirtd -d`"
     elif "no connection driver" in text or "Cannot find" in text:
         fix = "install libvirt-daemon-system (Debian, Ubuntu) or libvirt-daemon-kvm (Fedora)"
-    return PoclabError(f"cannot connect to {shown}", why=text, fix=fix)
+    return PoclabError(f"cannot connect to {shown(target, _URI_LENGTH)}", why=text, fix=fix)

@@ -81,3 +81,26 @@ def test_shown_is_one_short_printable_line(text: str) -> None:
     assert shown.isprintable()
     assert len(shown) <= 60 * 10 + 12
     assert "\n" not in shown
+
+
+@given(st.text(), st.integers(0, 100))
+def test_plain_is_one_short_printable_line_and_leaves_such_a_line_alone(
+    text: str, limit: int
+) -> None:
+    found = names.plain(text, limit)
+    assert found.isprintable()
+    assert len(found) <= limit
+    assert names.plain(found, limit).split() == found.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("libvirt: no\n  socket\t", "libvirt: no socket"),
+        ("\x1b[31mred\x00", "?[31mred?"),
+        ("a\u202eb\udcff\ufffe", "a?b??"),
+        ("ünïcode — fine", "ünïcode — fine"),
+    ],
+)
+def test_plain_text(text: str, expected: str) -> None:
+    assert names.plain(text) == expected
