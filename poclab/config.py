@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from poclab.names import plain
+
 
 def _base(variable: str, default: str) -> Path:
     value = os.environ.get(variable, "")
@@ -37,10 +39,15 @@ def private_dir(path: Path) -> Path:
 
 
 def user_name() -> str:
-    """Who runs poclab, for history and lock holders: the user behind sudo where there is one."""
+    """Who runs poclab, for history and lock holders: the user behind sudo where there is one.
+
+    Anybody can set the variables it comes from, and it goes into XML and onto terminals: it is
+    a short line without control characters.
+    """
     import getpass
 
     try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
+        name = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):
-        return str(os.getuid())
+        name = ""
+    return plain(name, 64) or str(os.getuid())

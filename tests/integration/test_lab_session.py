@@ -41,6 +41,13 @@ def test_up_starts_what_the_file_asks_for(lab: OneLab) -> None:
     assert lab.host.virsh("vcpucount", "--maximum", "--live", lab.domain("b")).strip() == "2"
 
 
+def test_a_user_with_an_odd_name_is_in_the_history_as_one_can_print_it(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.host.poclab("up", lab.path, SUDO_USER="\x1b[31mann\x01 & <b>\n")
+    (row,) = json.loads(lab.host.poclab("history", f"{lab.name}/a", "-o", "json").stdout)
+    assert row["by"] == "?[31mann? & <b>"
+
+
 def test_a_second_up_changes_nothing_and_says_so(lab: OneLab) -> None:
     lab.write("a: {image: 'tiny:v1', disks: [{name: data, size: 1MiB, keep: true}]}")
     lab.up()
