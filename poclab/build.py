@@ -10,21 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from poclab import config, container, disk, events, lock
-from poclab.builders.base import BuildRequest
-from poclab.builders.choose import builder_for
+from poclab.builders.base import Builder, BuildRequest
+from poclab.builders.choose import AUTO, builder_for
+from poclab.builders.choose import NAMES as BUILDERS
 from poclab.container import ImageInfo
+from poclab.earlier import SECONDS, Earlier
 from poclab.errors import PoclabError, UsageError
 from poclab.imagefile import ImageFile
 from poclab.model import Origin, Ref, Version
 from poclab.names import check_tag
 from poclab.run import CommandFailed, runner
 from poclab.store import Store
-from poclab.units import format_seconds
+from poclab.units import format_seconds, format_size
 
 LOGS_KEPT = 10  # an image
 _STEP = re.compile(r"^STEP ([0-9]+)/([0-9]+): (.+)$")
 # Labels that say what an image is (OCI image specification, annotations.md).
 _OCI = "org.opencontainers.image."
+# Longer than a builder may take: a second build of a version waits for the first one's result.
+_PATIENCE = 5 * 3600.0
 
 
 def build_image(
@@ -39,6 +43,10 @@ def build_image(
 ) -> Version:
     """Build a version of an image: container image, bootable disk, published version.
 
+    A version that was built from the same inputs is not built again: the one of that name is
+    given back, one of another tag lends its disk. A second build of one version at the same
+    time waits for the first and takes its result.
+
     Whatever goes wrong, nothing is published and the work directory goes; the log stays. What
     a killed build left is removed by the next one.
 
@@ -49,11 +57,12 @@ def build_image(
         uri: the libvirt connection of the store; two builds of one version exclude each other.
         build_args: build arguments; they go before the definition's.
         builder: a disk builder's name in place of the definition's.
-        no_cache: build every layer anew.
+        no_cache: build every layer and the disk anew.
 
     Raises:
         UsageError: the definition and the arguments cannot be built.
-        PoclabError: the version exists, or the build failed; the message names the log.
+        PoclabError: the version exists and would become another one, or the build failed; the
+            message names the log.
     """
     ref = Ref(definition.name, check_tag(tag))
     if build_args and definition.container is not None:
@@ -61,15 +70,21 @@ def build_image(
             f"{ref.image} takes no build arguments",
             why=f"its container image is taken as it is: {definition.container}",
         )
-    store.refuse_existing(ref)
+    _refuse_other(store, ref, no_cache)
     doing = f"poclab image build {ref.image} --tag {ref.tag}"
-    with lock.hold(str(ref), uri=uri, doing=doing, kind="image"):
+    with lock.hold(str(ref), uri=uri, doing=doing, wait=_PATIENCE, kind="image"):
         # Again: another build of it may have ended while this one waited to begin.
-        store.refuse_existing(ref)
+        _refuse_other(store, ref, no_cache)
         log = new_log(ref)
         build = _Build(store, definition, ref, log)
         with _naming(log):
-            return build.run(dict(build_args or {}), builder or definition.builder, no_cache)
+            return build.run(dict(build_args or {}), builder or definition.builder, no_cache, uri)
+
+
+def _refuse_other(store: Store, ref: Ref, no_cache: bool) -> None:
+    """Refuse a version that no build can be the same as: it was imported, or is to be new."""
+    if no_cache or not store.has(ref) or "format" not in store.get(ref).origin.inputs:
+        store.refuse_existing(ref)
 
 
 class _Build:
@@ -80,47 +95,89 @@ class _Build:
         self._definition = definition
         self._ref = ref
         self._log = log
+        self._before = Earlier(store, definition, ref)
         self._times: list[str] = []
 
-    def run(self, build_args: Mapping[str, str], builder_name: str, no_cache: bool) -> Version:
+    def run(
+        self, build_args: Mapping[str, str], builder_name: str, no_cache: bool, uri: str
+    ) -> Version:
         """Do it all."""
         begin = time.monotonic()
-        definition = self._definition
         for name in container.remove_leftovers():
             events.debug(f"removed container {name}, left by an interrupted build")
+        args = self._definition.build_args_for(self._ref.tag) | dict(build_args)
+        with self._timed("container image"):
+            image = self._container_image(args, no_cache)
+        builder, reason = self._choose(builder_name, image, no_cache)
+        builder.check(self._request(builder, image, self._log.parent))
+        doing = f"poclab image build {self._ref.image} --tag {self._ref.tag}"
+        alone = f"of {image.id[:12]} by {builder.name}"
+        with lock.hold(alone, uri=uri, doing=doing, wait=_PATIENCE, kind="disk"):
+            inputs = self._inputs(builder, image)
+            found = None if no_cache else self._before.find(inputs)
+            if found:
+                self._log.unlink(missing_ok=True)  # of no use, and it would push out another
+                return found
+            last = self._before.seconds(builder.name)
+            estimate = "" if last is None else f"; the last disk took {format_seconds(last)}"
+            events.note(f"disk builder: {builder.name} ({reason}){estimate}")
+            version = self._disk(builder, image, inputs, args)
+        total = format_seconds(time.monotonic() - begin)
+        size = format_size(version.size)
+        events.note(f"built {self._ref}, {size}, in {total} ({', '.join(self._times)})")
+        return version
+
+    def _choose(self, name: str, image: ImageInfo, no_cache: bool) -> tuple[Builder, str]:
+        """The builder; for `auto` the one that made a disk of the same container image before."""
+        user = self._definition.user
+        earlier = self._before.of_image(image.id) if name == AUTO and not no_cache else None
+        if earlier and earlier.origin.builder in BUILDERS:
+            reason = f"as for {earlier.ref}, which is of the same container image"
+            return builder_for(earlier.origin.builder, image, user=user)[0], reason
+        return builder_for(name, image, user=user, builder_image=self._definition.builder_image)
+
+    def _inputs(self, builder: Builder, image: ImageInfo) -> dict[str, str]:
+        """All that decides about the disk; `earlier.INPUTS` has their names."""
+        inputs = builder.inputs(self._request(builder, image, self._log.parent))
+        inputs |= {"image_id": image.id, "builder": builder.name}
+        if self._definition.container:
+            # Some builders write the name into the disk, for updates from there.
+            inputs["container"] = self._definition.container
+        return inputs
+
+    def _disk(
+        self,
+        builder: Builder,
+        image: ImageInfo,
+        inputs: Mapping[str, str],
+        args: Mapping[str, str],
+    ) -> Version:
+        """Make the disk and publish it."""
+        definition = self._definition
         with self._store.workdir() as work:
-            args = definition.build_args_for(self._ref.tag) | dict(build_args)
-            with self._timed("container image"):
-                image = self._container_image(args, no_cache)
-            builder, reason = builder_for(
-                builder_name,
-                image,
-                user=definition.user,
-                builder_image=definition.builder_image,
-            )
-            events.note(f"disk builder: {builder.name} ({reason})")
-            builder.check()
+            begin = time.monotonic()
             with self._timed("disk"):
-                built = builder.build(self._request(image, work))
+                built = builder.build(self._request(builder, image, work))
+            seconds = time.monotonic() - begin
             with self._timed("check"):
                 events.step("check the disk", disk=str(built.disk))
                 size = verified_size(built.disk)
-            inputs = dict(built.inputs) | {"image_id": image.id}
+            given = {**inputs, **built.inputs}
             if args:
-                inputs["build_args"] = " ".join(f"{k}={v}" for k, v in sorted(args.items()))
+                given["build_args"] = " ".join(f"{k}={v}" for k, v in sorted(args.items()))
+            labels = {k: v for k, v in image.labels.items() if k.startswith(_OCI)}
             with self._timed("publish"):
-                version = self._store.publish(
+                return self._store.publish(
                     self._ref,
                     built.disk,
                     virtual_size=size,
                     profile=definition.profile,
-                    origin=Origin("built", image.name, image.digest, builder.name, inputs),
+                    origin=Origin("built", image.name, image.digest, builder.name, given),
                     user=definition.user,
-                    labels={k: v for k, v in image.labels.items() if k.startswith(_OCI)},
+                    labels=labels | {SECONDS: f"{seconds:.1f}"},
                 )
-        total = format_seconds(time.monotonic() - begin)
-        events.note(f"built {self._ref} in {total} ({', '.join(self._times)})")
-        return version
+
+    # --- the container image -----------------------------------------------------------
 
     def _container_image(self, args: Mapping[str, str], no_cache: bool) -> ImageInfo:
         definition = self._definition
@@ -171,7 +228,7 @@ class _Build:
             raise PoclabError("podman tag failed", why=error.result.last_line) from error
         return ImageInfo(image.id, name, image.digest, image.labels, image.size)
 
-    def _request(self, image: ImageInfo, work: Path) -> BuildRequest:
+    def _request(self, builder: Builder, image: ImageInfo, work: Path) -> BuildRequest:
         definition = self._definition
         return BuildRequest(
             image=image.name,
@@ -184,6 +241,7 @@ class _Build:
             blueprint=definition.blueprint,
             builder_image=definition.builder_image,
             builder_args=definition.builder_args,
+            expected=self._before.seconds(builder.name),
         )
 
     @contextmanager

@@ -17,7 +17,7 @@ from poclab.yamltree import Document, Fault, Scalar
 
 FILE_NAME = "image.yaml"
 KIND = "image file"
-BUILDERS = ("auto", "direct", "bootc-image-builder")
+BUILDERS = ("auto", "image-builder", "bootc-image-builder", "bootc", "direct")
 ROOTFS = ("ext4", "xfs", "btrfs")
 BLUEPRINTS = ("blueprint.toml", "blueprint.json", "config.toml", "config.json")
 
@@ -32,7 +32,7 @@ class ImageFile:
         name: the image's name, which is its directory's.
         directory: where the file lies; the context of the container build.
         description: what the image is for.
-        builder: "auto", "direct" or "bootc-image-builder".
+        builder: "auto" or the name of a disk builder, see `BUILDERS`.
         containerfile: what to build from, or None when `container` is given.
         container: the container image to take as it is, or None.
         build_args: arguments of the container build; `{tag}` stands for the version's tag.

@@ -167,6 +167,7 @@ class Reporter:
         self._err: TextIO = sys.stderr
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not verbose
         self._bar: tuple[Progress, TaskID] | None = None
+        self._timed = False
         self._last = ("", 0.0)
         self._began = time.monotonic()
 
@@ -197,9 +198,15 @@ class Reporter:
 
     def _progress(self, event: Event) -> None:
         done, total = event.data.get("done"), event.data.get("total")
+        elapsed, expected = event.data.get("elapsed"), event.data.get("expected")
+        estimate = f"of about {format_seconds(expected)}" if expected else ""
         if self._terminal:
+            if self._timed != (elapsed is not None):
+                self.close()  # another piece of work: the time begins anew
+                self._timed = elapsed is not None
             bar, task = self._bar or self._open()
-            bar.update(task, description=event.text, completed=done or 0, total=total)
+            text = event.text
+            bar.update(task, description=text, completed=done or 0, total=total, estimate=estimate)
             return
         # In a pipe: a line when the step changes, and one every ten seconds of a long one.
         text, when = self._last
@@ -208,6 +215,8 @@ class Reporter:
             return
         self._last = (event.text, now)
         part = f" {100 * done / total:.0f}%" if done and total else ""
+        if elapsed is not None:
+            part += f" ({' '.join(filter(None, (format_seconds(elapsed), estimate)))})"
         self._line(f"{event.text}{part}")
 
     def _open(self) -> tuple[Progress, TaskID]:
@@ -225,9 +234,10 @@ class Reporter:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[estimate]}", markup=False),
             console=Console(file=self._err),
             transient=True,
         )
         bar.start()
-        self._bar = (bar, bar.add_task("", total=None))
+        self._bar = (bar, bar.add_task("", total=None, estimate=""))
         return self._bar

@@ -207,6 +207,8 @@ _PACKAGES = {
     "mmd": "mtools",
     "e2fsck": "e2fsprogs",
     "sfdisk": "fdisk (Debian, Ubuntu) or util-linux (Fedora)",
+    "prlimit": "util-linux",
+    "losetup": "util-linux",
     "sudo": "sudo",
 }
 

@@ -6,6 +6,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+# An input of every build: raised when what poclab does around the builders changes the disk.
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a build ends in.
+
+    Attributes:
+        name: what poclab calls it.
+        bib: bootc-image-builder's `--type`.
+        bib_file: where that program leaves it, below its output directory.
+        image_builder: image-builder's name for it.
+        file: what the result is called in the work directory; its ending is image-builder's too.
+    """
+
+    name: str
+    bib: str
+    bib_file: str
+    image_builder: str
+    file: str
+
+
+QCOW2 = Output("qcow2", "qcow2", "qcow2/disk.qcow2", "qcow2", "disk.qcow2")
+
 
 @dataclass(frozen=True)
 class BuildRequest:
@@ -22,6 +47,8 @@ class BuildRequest:
         blueprint: a blueprint file (TOML or JSON) or None.
         builder_image: the builder's container image or None for its default.
         builder_args: extra arguments for the builder.
+        expected: seconds that the last build of the same image took, or None.
+        output: what to make.
     """
 
     image: str
@@ -34,6 +61,8 @@ class BuildRequest:
     blueprint: Path | None = None
     builder_image: str | None = None
     builder_args: tuple[str, ...] = ()
+    expected: float | None = None
+    output: Output = QCOW2
 
 
 @dataclass(frozen=True)
@@ -42,7 +71,7 @@ class Built:
 
     Attributes:
         disk: a qcow2 file inside the request's workdir, owned by the caller.
-        inputs: what went in beside the image, for the version's origin.
+        inputs: what is worth knowing beside `Builder.inputs`, for the version's origin.
     """
 
     disk: Path
@@ -54,16 +83,43 @@ class Builder(Protocol):
 
     name: str
 
-    def check(self) -> None:
-        """See that what the builder needs is on this host.
+    def check(self, request: BuildRequest) -> None:
+        """See that the builder can do what is asked for, and that this host has what it needs.
 
         Raises:
+            UsageError: it cannot.
             PoclabError: something is missing; the message names the package or command.
         """
 
+    def inputs(self, request: BuildRequest) -> dict[str, str]:
+        """What decides about the disk beside the container image, by the names of `earlier.INPUTS`.
+
+        Quick, as it is asked before every build: nothing is pulled, exported or started. What
+        cannot be known before the build (a builder that is not there yet) is left out.
+
+        Raises:
+            UsageError: the blueprint cannot be read.
+            PoclabError: podman does not work.
+        """
+
     def build(self, request: BuildRequest) -> Built:
-        """Build the disk; on any error or interruption nothing is left outside the workdir.
+        """Build the disk of a checked request.
+
+        On any error or interruption nothing is left outside the workdir.
 
         Raises:
             PoclabError: the build failed; the message has the builder's last line.
         """
+
+
+def common_inputs(request: BuildRequest) -> dict[str, str]:
+    """What every builder takes of a request; what is not set is left out."""
+    given = {
+        "format": FORMAT,
+        "type": request.output.name,
+        "rootfs": request.rootfs,
+        "disk_size": "" if request.disk_size is None else str(request.disk_size),
+        "kernel_args": " ".join(request.kernel_args),
+        "builder_args": " ".join(request.builder_args),
+    }
+    return {name: value for name, value in given.items() if value}

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from poclab import container
-from poclab.builders import bib
+from poclab.builders import osbuild, source
 from poclab.builders.base import Builder
-from poclab.builders.bib import BootcImageBuilder
+from poclab.builders.bootc import Bootc
 from poclab.builders.direct import Direct
+from poclab.builders.osbuild import BIB, IMAGE_BUILDER, Osbuild
 from poclab.container import ImageInfo
 from poclab.errors import PoclabError, UsageError
 from poclab.names import shown
 from poclab.run import runner
 
 AUTO = "auto"
-NAMES = (AUTO, BootcImageBuilder.name, Direct.name)
+NAMES = (AUTO, IMAGE_BUILDER, BIB, Bootc.name, Direct.name)
+
+
+def named(name: str, user: str | None = None) -> Builder:
+    """The builder of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name in (IMAGE_BUILDER, BIB):
+        return Osbuild(name, user)
+    if name == Bootc.name:
+        return Bootc(user)
+    if name == Direct.name:
+        return Direct()
+    raise UsageError(f"{shown(name)} is no builder", fix=f"choose one of {', '.join(NAMES)}")
 
 
 def builder_for(
@@ -21,11 +37,12 @@ def builder_for(
 ) -> tuple[Builder, str]:
     """Choose a builder.
 
-    `auto` is bootc-image-builder for an image that says it is a bootc image, where root and
-    the builder's image can be had, and direct for any other.
+    `auto` goes by what the image is (no bootc image: direct; a bootc image of Debian's family:
+    bootc) and by what is there: image-builder of the host, a builder's image in root's storage,
+    else the image of bootc-image-builder from its registry.
 
     Args:
-        name: "auto", "bootc-image-builder" or "direct".
+        name: "auto" or a builder's name.
         image: the container image.
         user: the login that the disk must have.
         builder_image: the builder's container image, or None for its default.
@@ -36,32 +53,38 @@ def builder_for(
     Raises:
         UsageError: there is no such builder.
     """
-    if name == BootcImageBuilder.name:
-        return BootcImageBuilder(user), "as asked for"
-    if name == Direct.name:
-        return Direct(), "as asked for"
     if name != AUTO:
-        raise UsageError(f"{shown(name)} is no builder", fix=f"choose one of {', '.join(NAMES)}")
-    if image.labels.get(bib.LABEL) != "1":
-        return Direct(), f"the image has no label {bib.LABEL}=1"
-    obstacle = _obstacle(bib.builder_image(builder_image))
-    if obstacle:
-        return Direct(), obstacle
-    return BootcImageBuilder(user), f"the image has the label {bib.LABEL}=1"
+        return named(name, user), "as asked for"
+    if image.labels.get(source.LABEL) != "1":
+        return Direct(), f"the image has no label {source.LABEL}=1"
+    prefix = container.sudo_prefix()
+    if prefix and runner().which(prefix[0]) is None:
+        return Direct(), "builders of bootc images need root, and there is no sudo"
+    inside = source.peek(image.id)
+    if inside.debian_family:
+        why = "osbuild cannot make disks of bootc images of Debian's family"
+        return (Bootc(user), why) if inside.bootc else (Direct(), f"{why}, and it has no bootc")
+    try:
+        found, why = _there(builder_image)
+    except PoclabError as error:
+        return Direct(), f"root's podman does not work: {error.why or error.what}"
+    if found:
+        return Osbuild(found, user), why
+    return (Bootc(user), f"{why}; the image has bootc") if inside.bootc else (Direct(), why)
 
 
-def _obstacle(image: str) -> str:
-    """Why bootc-image-builder cannot run here, or an empty string.
+def _there(builder_image: str | None) -> tuple[str, str]:
+    """The builder on osbuild that is there, or empty, and why.
 
     An image on a registry counts as to be had: only podman can tell, and says so when it cannot.
     """
-    prefix = container.sudo_prefix()
-    if prefix and runner().which(prefix[0]) is None:
-        return "bootc-image-builder needs root, and there is no sudo"
-    if not bib.is_local(image):
-        return ""
-    try:
-        there = container.exists(image, root=True)
-    except PoclabError as error:
-        return f"bootc-image-builder needs root's podman: {error.why or error.what}"
-    return "" if there else f"the builder image {shown(image, 200)} is not in root's storage"
+    if builder_image is None:
+        image = osbuild.builder_image(IMAGE_BUILDER)
+        if not image:
+            return IMAGE_BUILDER, "it is a bootc image, and this host has image-builder"
+        if container.exists(image, root=True):
+            return IMAGE_BUILDER, f"it is a bootc image, and {shown(image, 200)} is there"
+    image = osbuild.builder_image(BIB, builder_image)
+    if osbuild.is_local(image) and not container.exists(image, root=True):
+        return "", f"the builder image {shown(image, 200)} is not in root's storage"
+    return BIB, f"the image has the label {source.LABEL}=1"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from poclab import container, disk, events
 from poclab.builders import esp, rootfs
-from poclab.builders.base import BuildRequest, Built
+from poclab.builders.base import BuildRequest, Built, common_inputs
 from poclab.builders.kernel import Bootable, find_bootable
 from poclab.errors import PoclabError, UsageError
 from poclab.names import shown
@@ -31,6 +31,8 @@ _PACKAGES = {
     **dict.fromkeys(_E2FSPROGS, "e2fsprogs"),
     "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora)",
 }
+# Raised when this builder makes another disk of the same image.
+FORMAT = "direct 1"
 # FAT cannot tell times before 1980 and e2fsprogs takes 0 for "no time given".
 _FIRST_TIME = 315619200  # 1980-01-02
 # UUIDs of disks are derived in this namespace.
@@ -42,12 +44,14 @@ class Direct:
 
     name = "direct"
 
-    def check(self) -> None:
-        """See that the programs are there.
+    def check(self, request: BuildRequest) -> None:
+        """See that the programs are there; see `Builder.check`.
 
         Raises:
+            UsageError: the request asks for what this builder cannot do.
             PoclabError: one is missing, or the host's processor is not known.
         """
+        _check_request(request)
         esp.host_arch()
         for program in _PROGRAMS:
             if runner().which(program) is None:
@@ -56,14 +60,22 @@ class Direct:
                     f"{program} is not installed", fix=f"install the package {package}"
                 )
 
+    def inputs(self, request: BuildRequest) -> dict[str, str]:
+        """What decides about the disk: the request, this module and the host's programs."""
+        loader = esp.host_loader(esp.host_arch())
+        found = common_inputs(request) | {"builder_version": FORMAT}
+        # mke2fs(8): -V prints its version to standard error.
+        found["e2fsprogs"] = _first_line(runner().run(["mke2fs", "-V"], check=False).stderr)
+        if loader is not None:
+            found["loader"] = disk.sha256(loader)
+        return found
+
     def build(self, request: BuildRequest) -> Built:
         """Build the disk; see `Builder.build`.
 
         Raises:
             PoclabError: the image cannot boot, does not fit, or a program failed.
-            UsageError: the request asks for what this builder cannot do.
         """
-        _check_request(request)
         arch = esp.host_arch()
         _check_space(request)
         try:
@@ -93,7 +105,7 @@ class Direct:
         events.step("convert to qcow2", disk=str(target))
         disk.convert_to_qcow2(raw, "raw", target)
         raw.unlink()
-        return Built(target, _inputs(request, bootable))
+        return Built(target, {"kernel": bootable.kernel.version})
 
 
 _FULL = "no space left on device"
@@ -304,10 +316,5 @@ def _id(request: BuildRequest, purpose: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{request.image_id} {purpose}"))
 
 
-def _inputs(request: BuildRequest, bootable: Bootable) -> dict[str, str]:
-    inputs = {"rootfs": request.rootfs, "kernel": bootable.kernel.version}
-    if request.disk_size is not None:
-        inputs["disk_size"] = str(request.disk_size)
-    if request.kernel_args:
-        inputs["kernel_args"] = " ".join(request.kernel_args)
-    return inputs
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

@@ -43,7 +43,7 @@ def build(
         typer.Option("--builder", metavar="NAME", help="In place of the one in image.yaml."),
     ] = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Build every layer of the container image anew.")
+        bool, typer.Option("--no-cache", help="Build every layer and the disk anew.")
     ] = False,
 ) -> None:
     """Build a container image, make a bootable disk of it, store it as a version."""
@@ -58,7 +58,7 @@ def build(
     with context.host() as host:
         collect(host)
         store = Store(host.pool, host.uri)
-        version = build_image(
+        build_image(
             store,
             definition,
             tag,
@@ -68,7 +68,6 @@ def build(
             no_cache=no_cache,
         )
         host.settle()
-    _published(version.ref, version.size)
 
 
 def _key_value(text: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -263,7 +264,7 @@ def standin_says(*argv: str, options: tuple[str, ...] = ("--privileged",)) -> st
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
+    assert re.match(r"[0-9/]{10} [0-9:]{8} error: ", last)
     return last
 
 

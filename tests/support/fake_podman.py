@@ -36,6 +36,11 @@ class FakePodman(Runner):
     Attributes:
         calls: every podman command, without sudo.
         images: ID and labels by name.
+        entrypoints: an image's entrypoint by name.
+        versions: what `version` in a builder's image prints, by name.
+        registry: images that can be pulled.
+        missing: programs that are not on this host.
+        host: what programs of this host print, by name.
         files: what an export holds.
         on_run: what `podman run` does with its arguments and the line callback; its status.
         on_build: the same of `podman build`.
@@ -44,6 +49,11 @@ class FakePodman(Runner):
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
         self.images: dict[str, tuple[str, dict[str, str]]] = {}
+        self.entrypoints: dict[str, list[str]] = {}
+        self.versions: dict[str, str] = {}
+        self.registry: set[str] = set()
+        self.missing = {"image-builder"}
+        self.host: dict[str, str] = {}
         self.files: dict[str, bytes] = dict(BOOTC_FILES)
         self.on_run: Callable[[list[str], Callable[[str], None]], int] = lambda _argv, _line: 0
         self.on_build: Callable[[list[str], Callable[[str], None]], int] = lambda _argv, _line: 0
@@ -57,8 +67,12 @@ class FakePodman(Runner):
         self.images[name] = self.images[image_id] = (image_id, dict(labels or {}))
         return image_id
 
+    def digest(self, name: str) -> str:
+        """The digest of an image that was put in."""
+        return f"sha256:{self.images[name][0][::-1]}"
+
     def which(self, program: str) -> str | None:
-        return f"/usr/bin/{program}"
+        return f"/usr/bin/{program}" if program not in self.missing else None
 
     def run(self, argv: Sequence[str], **options: Any) -> Result:
         words = list(argv)
@@ -67,6 +81,8 @@ class FakePodman(Runner):
             return self.sudo
         if words[0] == "sudo":
             words = words[1:]
+        if words[0] in self.host:
+            return Result(tuple(words), 0, self.host[words[0]], "")
         if words[0] != "podman":
             return super().run(words, **options)
         self.calls.append(words)
@@ -77,6 +93,8 @@ class FakePodman(Runner):
 
     def stream(self, argv: Sequence[str], on_line: Callable[[str], None], **options: Any) -> int:
         words = list(argv)[1:] if argv[0] == "sudo" else list(argv)
+        if words[0] in self.host:
+            return 0
         if words[0] != "podman":
             return super().stream(words, on_line, **options)
         self.calls.append(words)
@@ -94,6 +112,9 @@ class FakePodman(Runner):
                 iid.write_text("sha256:" + self.images[words[words.index("--tag") + 1]][0])
             return code
         if words[1] == "pull":
+            if words[-1] in self.registry:
+                self.add(words[-1])
+                return 0
             line("Error: no such host")
             return 125
         return self.on_run(words, line)
@@ -105,10 +126,23 @@ class FakePodman(Runner):
                 return (0 if found else 1), "", ""
             if found is None:
                 return 125, "", "Error: no such image"
-            entry = {"Id": found[0], "Digest": "sha256:" + "d" * 64, "Labels": found[1]}
+            entry = {
+                "Id": found[0],
+                "Digest": self.digest(words[-1]),
+                "Labels": found[1],
+                "Config": {"Entrypoint": self.entrypoints.get(words[-1])},
+            }
             return 0, json.dumps([entry]), ""
         if words[1] == "export":
             write_tar(Path(words[words.index("--output") + 1]), self.files)
+        if words[1] == "cp":
+            data = self.files.get(words[2].partition(":/")[2])
+            if data is None:
+                return 125, "", "Error: no such file"
+            Path(words[3]).write_bytes(data)
+        if words[1] == "run" and "version" in words:
+            text = self.versions.get(words[words.index("version") - 1], "")
+            return (0 if text else 1), text, ""
         if words[1] == "info":
             return 0, json.dumps({"store": {"graphRoot": "/var/lib/containers/storage"}}), ""
         if words[1] == "rm":

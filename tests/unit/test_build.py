@@ -12,10 +12,11 @@ import pytest
 
 from poclab import build, events, lock
 from poclab.build import build_image, new_log, verified_size
-from poclab.builders.base import BuildRequest, Built
+from poclab.builders.base import BuildRequest, Built, common_inputs
+from poclab.earlier import INPUTS, SECONDS
 from poclab.errors import PoclabError, UsageError
 from poclab.imagefile import ImageFile
-from poclab.model import Ref, Version
+from poclab.model import Origin, Profile, Ref, Version
 from poclab.run import using
 from poclab.store import Store
 from tests.support.dirpool import DirectoryPool
@@ -41,21 +42,24 @@ def make_disk(path: Path, *, gpt: bool = True) -> None:
 class FakeBuilder:
     """Makes a small disk, or fails."""
 
-    name = "fake"
-
     def __init__(self) -> None:
+        self.name = "fake"
         self.requests: list[BuildRequest] = []
         self.fail: Callable[[], None] = lambda: None
         self.gpt = True
+        self.more: dict[str, str] = {}
 
-    def check(self) -> None:
+    def check(self, request: BuildRequest) -> None:
         pass
+
+    def inputs(self, request: BuildRequest) -> dict[str, str]:
+        return common_inputs(request) | self.more
 
     def build(self, request: BuildRequest) -> Built:
         self.requests.append(request)
         self.fail()
         make_disk(request.workdir / "disk.qcow2", gpt=self.gpt)
-        return Built(request.workdir / "disk.qcow2", {"rootfs": request.rootfs})
+        return Built(request.workdir / "disk.qcow2", {"kernel": "6.1"})
 
 
 @dataclass
@@ -66,6 +70,7 @@ class World:
     builder: FakeBuilder
     image: ImageFile
     logs: Path
+    asked: list[str]
 
     def build(self, tag: str = "v1", **options: object) -> Version:
         return build_image(self.store, self.image, tag, uri=URI, **options)  # type: ignore[arg-type]
@@ -87,14 +92,20 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         user="admin",
     )
     builder = FakeBuilder()
-    monkeypatch.setattr(build, "builder_for", lambda *_args, **_named: (builder, "of the tests"))
+    asked: list[str] = []
+
+    def choose(name: str, *_args: object, **_named: object) -> tuple[FakeBuilder, str]:
+        asked.append(name)
+        return builder, "of the tests"
+
+    monkeypatch.setattr(build, "builder_for", choose)
     pool = DirectoryPool(tmp_path / "pool")
     with using(FakePodman()) as podman:
         assert isinstance(podman, FakePodman)
         podman.add("localhost/poclab/web:v1", {"org.opencontainers.image.title": "Web"})
         podman.add("localhost/poclab/web:v2")
         logs = tmp_path / "XDG_STATE_HOME/poclab/logs"
-        yield World(pool, Store(pool, URI), podman, builder, image, logs)
+        yield World(pool, Store(pool, URI), podman, builder, image, logs, asked)
 
 
 def nothing_left(world: World) -> bool:
@@ -108,28 +119,20 @@ def test_a_version_is_built(world: World) -> None:
     assert world.store.get(REF) == version
     assert version.virtual_size == 4 << 20
     assert version.user == "admin"
-    assert version.labels == {"org.opencontainers.image.title": "Web"}
+    assert version.labels.keys() == {"org.opencontainers.image.title", SECONDS}
+    assert 0 <= float(version.labels[SECONDS]) < 60
     origin = version.origin
     assert (origin.kind, origin.builder) == ("built", "fake")
     assert origin.source == "localhost/poclab/web:v1"
-    assert origin.digest == "sha256:" + "d" * 64
+    assert origin.digest == world.podman.digest("localhost/poclab/web:v1")
+    assert origin.inputs["kernel"] == "6.1"
     assert origin.inputs["build_args"] == "COLOUR=blue VERSION=v1"
     call = next(call for call in world.podman.calls if call[1] == "build")
     assert "COLOUR=blue" in call
     assert "VERSION=v1" in call
     assert notes[0] == "disk builder: fake (of the tests)"
-    assert notes[-1].startswith("built web:v1 in ")
+    assert notes[-1].startswith("built web:v1, ")
     assert not list(world.pool.root.glob("staging.*"))
-
-
-def test_a_version_never_changes(world: World) -> None:
-    world.build()
-    before = list(world.podman.calls)
-    with pytest.raises(PoclabError, match="exists already") as caught:
-        world.build()
-    assert "never changes" in caught.value.why
-    assert "another tag" in caught.value.fix
-    assert world.podman.calls == before
 
 
 @pytest.mark.parametrize("tag", ["", "-rf", "a/b", "x" * 129])
@@ -140,24 +143,198 @@ def test_bad_tags(world: World, tag: str) -> None:
     assert world.podman.calls == []
 
 
-def test_a_second_build_of_the_same_version_is_refused(world: World) -> None:
+# --- what was built before --------------------------------------------------------------
+
+
+def notes_of(world: World, tag: str = "v1") -> list[str]:
+    seen: list[str] = []
+    with events.listening(lambda e: seen.append(e.text) if e.kind == "note" else None):
+        world.build(tag)
+    return seen
+
+
+def rename(world: World, tag: str, image_id: str) -> None:
+    """Have the container build of a tag give another image."""
+    entry = world.podman.images[image_id]
+    world.podman.images[f"localhost/poclab/web:{tag}"] = entry
+
+
+def test_the_same_again_is_already_built(world: World) -> None:
+    first = world.build()
+    (log,) = world.logs.iterdir()
+    log = log.rename(world.logs / "build-web.v1-earlier.log")
+    assert notes_of(world) == ["web:v1 is already built"]
+    assert world.build() == first
+    assert len(world.builder.requests) == 1
+    assert list(world.logs.iterdir()) == [log]
+
+
+def test_the_same_under_another_tag_has_the_same_disk(world: World) -> None:
+    first = world.build()
+    rename(world, "v2", first.origin.inputs["image_id"])
+    assert notes_of(world, "v2") == ["web:v2 is already built: it is the same as web:v1"]
+    second = world.store.get(Ref("web", "v2"))
+    assert second == replace(first, ref=Ref("web", "v2"))
+    assert len(world.builder.requests) == 1
+
+
+def change_image(world: World) -> None:
+    rename(world, "v1", world.podman.add("other"))
+
+
+def change_container(world: World) -> None:
+    image_id = world.podman.images["localhost/poclab/web:v1"][0]
+    world.podman.images["quay.io/x/y:1"] = world.podman.images[image_id]
+    world.image = replace(world.image, containerfile=None, container="quay.io/x/y:1")
+
+
+def change_builder(world: World) -> None:
+    world.builder.name = "other"
+
+
+def define(**more: object) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        world.image = replace(world.image, **more)  # type: ignore[arg-type]
+
+    return change
+
+
+def inside(name: str) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        world.builder.more = {name: "sha256:" + "2" * 64}
+
+    return change
+
+
+CHANGES: dict[str, Callable[[World], None]] = {
+    "image_id": change_image,
+    "container": change_container,
+    "builder": change_builder,
+    "rootfs": define(rootfs="xfs"),
+    "disk_size": define(disk=1 << 30),
+    "kernel_args": define(kernel_args=("quiet",)),
+    "builder_args": define(builder_args=("--seed=1",)),
+    "user": define(user="root"),
+    "profile": define(profile=Profile.LEGACY),
+    "format": inside("format"),
+    "type": inside("type"),
+    "builder_digest": inside("builder_digest"),
+    "builder_version": inside("builder_version"),
+    "blueprint": inside("blueprint"),
+    "e2fsprogs": inside("e2fsprogs"),
+    "loader": inside("loader"),
+}
+
+
+def test_every_input_is_tried() -> None:
+    assert CHANGES.keys() == INPUTS.keys()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_other_inputs_are_another_version(world: World, name: str) -> None:
+    first = world.build()
+    CHANGES[name](world)
+    with pytest.raises(PoclabError, match="exists already, built from other inputs") as caught:
+        world.build()
+    assert f"differs in {INPUTS[name]}" in caught.value.why
+    assert "another tag" in caught.value.fix
+    assert world.store.versions() == [first]
+    # The name of the container image is the version's, whatever was built meanwhile.
+    named = ["podman", "tag", first.origin.inputs["image_id"], "localhost/poclab/web:v1"]
+    assert (named in world.podman.calls) == (world.image.container is None)
+    world.build("v2")
+    assert len(world.builder.requests) == 2
+
+
+def test_a_short_difference_is_shown(world: World) -> None:
+    world.build()
+    world.image = replace(world.image, kernel_args=("quiet",))
+    with pytest.raises(PoclabError) as caught:
+        world.build()
+    assert "differs in kernel_args (none -> quiet)" in caught.value.why
+
+
+def test_a_builder_that_is_gone_says_nothing_against_a_version(world: World) -> None:
+    world.builder.more = {"builder_digest": "sha256:1"}
+    first = world.build()
+    world.builder.more = {}
+    assert world.build() == first
+
+
+def test_no_cache_builds_anew(world: World) -> None:
+    first = world.build()
+    before = list(world.podman.calls)
+    with pytest.raises(PoclabError, match="exists already") as caught:
+        world.build(no_cache=True)
+    assert "never changes" in caught.value.why
+    assert world.podman.calls == before
+    rename(world, "v2", first.origin.inputs["image_id"])
+    world.build("v2", no_cache=True)
+    assert len(world.builder.requests) == 2
+    (call,) = [call for call in world.podman.calls[len(before) :] if call[1] == "build"]
+    assert "--no-cache" in call
+
+
+def test_a_version_that_was_not_built_is_refused_at_once(world: World, tmp_path: Path) -> None:
+    make_disk(tmp_path / "disk.qcow2")
+    world.store.publish(
+        REF,
+        tmp_path / "disk.qcow2",
+        virtual_size=4 << 20,
+        profile=Profile.LINUX,
+        origin=Origin("imported", "disk.qcow2", "sha256:0", "", {}),
+    )
+    with pytest.raises(PoclabError, match="exists already"):
+        world.build()
+    assert world.podman.calls == []
+
+
+def test_the_last_disk_is_the_estimate_for_the_next(world: World) -> None:
+    world.build()
+    notes = notes_of(world, "v2")
+    assert notes[0].startswith("disk builder: fake (of the tests); the last disk took 0.")
+    assert world.builder.requests[0].expected is None
+    assert world.builder.requests[1].expected == float(world.store.get(REF).labels[SECONDS])
+
+
+def test_auto_stays_with_the_builder_of_the_same_container_image(world: World) -> None:
+    world.builder.name = "direct"
+    first = world.build()
+    world.image = replace(world.image, kernel_args=("quiet",))
+    rename(world, "v2", first.origin.inputs["image_id"])
+    assert "as for web:v1, which is of the same container image" in notes_of(world, "v2")[0]
+    assert world.asked == ["auto", "direct"]
+    world.podman.add("localhost/poclab/web:v3")
+    world.build("v3")
+    assert world.asked == ["auto", "direct", "auto"]
+
+
+@pytest.mark.parametrize("tag", ["v1", "v2"])
+def test_of_two_builds_at_once_one_takes_the_others_result(world: World, tag: str) -> None:
+    rename(world, "v2", world.podman.images["localhost/poclab/web:v1"][0])
+    children: list[int] = []
+
     def second() -> None:
-        # Another process holds the lock of the same name; in this one it would be an error.
-        pid = os.fork()
-        if pid == 0:
-            lock._held.clear()
-            code = 1
-            try:
-                world.build()
-            except PoclabError as error:
-                code = 42 if "is busy" in error.what and "image build web" in error.why else 2
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+        # Another process; the locks of this one must not count as its own.
+        if pid := os.fork():
+            children.append(pid)
+            return
+        lock._held.clear()
+        code = 1
+        try:
+            world.build(tag)
+            # The disk was the first one's: there is only the request from before the fork.
+            code = 0 if len(world.builder.requests) == 1 else 2
+        finally:
+            os._exit(code)
 
     world.builder.fail = second
-    world.build()
-    assert len(world.builder.requests) == 1
+    first = world.build()
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    assert {item.digest for item in world.store.versions()} == {first.digest}
+
+
+# --- failures and interruptions ----------------------------------------------------------
 
 
 def test_a_failed_container_build_names_the_log(world: World) -> None:

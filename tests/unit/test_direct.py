@@ -343,24 +343,24 @@ def test_requests_it_cannot_serve(more: dict[str, object], tmp_path: Path) -> No
             raise AssertionError("a process was started")
 
     with using(Untouched()), pytest.raises(UsageError):
-        Direct().build(request(tmp_path, **more))
+        Direct().check(request(tmp_path, **more))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_program_is_named_with_its_package() -> None:
+def test_a_missing_program_is_named_with_its_package(tmp_path: Path) -> None:
     class Without(Runner):
         def which(self, program: str) -> str | None:
             return None if program == "mcopy" else "/usr/bin/" + program
 
     with using(Without()), pytest.raises(PoclabError, match="mcopy is not installed") as error:
-        Direct().check()
+        Direct().check(request(tmp_path))
     assert "mtools" in error.value.fix
 
 
-def test_unknown_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "vax")
     with pytest.raises(PoclabError, match="no disks for vax"):
-        Direct().check()
+        Direct().check(request(tmp_path))
 
 
 def test_no_room_for_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

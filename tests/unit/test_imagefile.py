@@ -114,7 +114,7 @@ def test_a_blueprint_beside_is_found(image: Path, names: list[str]) -> None:
     ("text", "expected"),
     [
         ("rootfs: zfs", "1:9: rootfs: must be one of ext4, xfs, btrfs, not 'zfs'; did you mean"),
-        ("builder: bib", "1:10: builder: must be one of auto, direct, bootc-image-builder"),
+        ("builder: bib", "1:10: builder: must be one of auto, image-builder, bootc-image-"),
         ("profile: mac", "1:10: profile: must be one of linux, windows, legacy, not 'mac'"),
         ("kernel_arg: [a]", "1:1: unknown key 'kernel_arg'; did you mean 'kernel_args'?"),
         ("kernel_args: a", "1:14: kernel_args: must be a list"),

@@ -169,6 +169,31 @@ def test_progress_in_a_pipe_is_a_line_a_step_not_a_line_an_event() -> None:
     assert reported(*steps, Event("progress", "checking")) == ["storing", "checking"]
 
 
+def test_progress_says_how_long_it_takes_and_took_before() -> None:
+    steps = [
+        Event("progress", "copying", {"done": 1, "total": 4, "elapsed": 61.0, "expected": 240.0}),
+        Event("progress", "booting", {"done": None, "total": None, "elapsed": 75.0}),
+    ]
+    assert reported(*steps) == ["copying 25% (1m01s of about 4m00s)", "booting (1m15s)"]
+
+
+def test_the_bar_has_the_steps_name_and_the_estimate() -> None:
+    reporter = Reporter()
+    stream = io.StringIO()
+    reporter._err, reporter._terminal = stream, True
+    reporter(Event("progress", "STEP 1", {"done": 1, "total": 2}))
+    first = reporter._bar
+    data = {"done": 3, "total": 4, "elapsed": 1.0, "expected": 240.0}
+    reporter(Event("progress", "copying", data))
+    assert reporter._bar is not None
+    # The time of the disk begins with the disk, not with the container image.
+    assert reporter._bar is not first
+    (task,) = reporter._bar[0].tasks
+    assert (task.description, task.percentage) == ("copying", 75)
+    assert task.fields["estimate"] == "of about 4m00s"
+    reporter.close()
+
+
 def test_markup_in_a_text_stays_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     reporter = Reporter()
     stream = io.StringIO()

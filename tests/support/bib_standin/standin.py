@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 from typing import NoReturn
@@ -210,15 +211,18 @@ def main() -> int:
         say(f"msg: Results saved in {given.output}")
         say("Stop progressbar")
     except Refused as error:
-        say(f"error: {error}")
-        return 1
+        return failed(str(error))
     except PoclabError as error:
-        say(f"error: cannot run osbuild: {error.what}; {error.why}")
-        return 1
+        return failed(f"cannot run osbuild: {error.what}; {error.why}")
     except OSError as error:
-        say(f"error: cannot run osbuild: {error}")
-        return 1
+        return failed(f"cannot run osbuild: {error}")
     return 0
+
+
+def failed(why: str) -> int:
+    """Print the last line, as Go's log package does; gives the exit status."""
+    say(time.strftime("%Y/%m/%d %H:%M:%S ") + f"error: {why}")
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The blueprint that bootc-image-builder gets: the user's, with what image.yaml says added.
+"""The blueprint that osbuild gets: the user's, with what image.yaml says added.
 
 Always handed over as JSON, which needs no writer of its own; the keys are the same as in
 TOML (https://osbuild.org/docs/user-guide/blueprint-reference/).

@@ -1,14 +1,15 @@
-"""bootc-image-builder's error texts, and podman's around it, turned into what to do."""
+"""Error texts of the disk builders, and podman's around them, turned into what to do."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from poclab.builders.progress import Lines
 from poclab.errors import PoclabError
 
 # A pattern, why it happened (empty: the builder's own line says it) and what to do. The first
-# that matches counts. Texts of osbuild/bootc-image-builder, osbuild/images and podman.
+# that matches counts. Texts of osbuild's builders, bootc and podman.
 KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         r"must be run in rootful \(not rootless\) podman",
@@ -64,15 +65,29 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
         "correct the blueprint; the builder refuses keys it does not know",
     ),
     (
-        r"unknown (flag|shorthand flag|command)|unrecognized arguments",
+        r"unknown (flag|shorthand flag|command)|unrecognized arguments|unexpected argument",
         "",
-        "correct builder_args; and see that the builder image is bootc-image-builder, "
-        "not image-builder",
+        "correct builder_args",
     ),
     (
         r"setfiles|selinux/targeted",
         "it labels files for SELinux always, and this image has no SELinux policy",
-        "use builder: direct for Debian-family images",
+        "use builder: bootc or direct for Debian-family images",
+    ),
+    (
+        r"No root filesystem specified|no filesystem type|--filesystem",
+        "the image names no root file system type",
+        "write rootfs: ext4 (or xfs, btrfs) in image.yaml",
+    ),
+    (
+        r"executable file .?bootc.? not found|unrecognized subcommand",
+        "",
+        "the image needs a bootc that has `bootc install to-disk`; or use another builder",
+    ),
+    (
+        r"must be executed inside a podman container|host pid namespace|--pid=host",
+        "its container does not see the host's processes",
+        "see that nothing drops --pid=host: containers.conf, a podman alias, sudo rules",
     ),
     (
         r"chowning is not allowed",
@@ -89,7 +104,7 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
         r"|connection refused|image not known|unauthorized|manifest unknown|unable to pull",
         "the builder's own container image cannot be had",
         "check the network, or name a mirror or a local copy of it: builder_image in "
-        "image.yaml, or POCLAB_BIB_IMAGE",
+        "image.yaml, POCLAB_BIB_IMAGE or POCLAB_IMAGE_BUILDER_IMAGE",
     ),
     (
         r"a password is required|a terminal is required|not in the sudoers|may not run",
@@ -102,22 +117,25 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
 _PODMAN_FAILED = (125, 126, 127)
 
 
-def explained(error: str, tail: str, code: int, log: Path, image: str) -> PoclabError:
+def explained(
+    lines: Lines, code: int, log: Path, image: str, builder: str = "bootc-image-builder"
+) -> PoclabError:
     """The error for a builder that failed.
 
     Args:
-        error: the builder's last `error: ` line without that word, or an empty string.
-        tail: the last line that was printed.
+        lines: what it printed.
         code: podman's exit status.
         log: the file with all the output; named in the message.
-        image: the builder's container image.
+        image: the container image that was run.
+        builder: the program that failed.
     """
-    text = error or tail
-    what = f"bootc-image-builder failed (log: {log})"
+    what = f"{builder} failed (log: {log})"
     if code in _PODMAN_FAILED:
         what = f"podman could not run {image} (log: {log})"
-    said = text[:400] or f"exit status {code}"
-    for pattern, why, fix in KNOWN:
-        if re.search(pattern, text, re.IGNORECASE):
-            return PoclabError(what, why=f"{why} ({said})" if why else said, fix=fix)
+    said = lines.said[:400] or f"exit status {code}"
+    # Its own line first: what follows is the output of the programs it ran.
+    for text in (lines.said, "\n".join(lines.after)):
+        for pattern, why, fix in KNOWN:
+            if re.search(pattern, text, re.IGNORECASE):
+                return PoclabError(what, why=f"{why} ({said})" if why else said, fix=fix)
     return PoclabError(what, why=said, fix="see the log")

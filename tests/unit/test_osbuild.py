@@ -1,4 +1,4 @@
-"""The bootc-image-builder builder, without any container."""
+"""The builders on osbuild, without any container."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from poclab import events
-from poclab.builders import bib, bib_blueprint, bib_errors
+from poclab.builders import blueprint, osbuild, privileged, source
 from poclab.builders.base import BuildRequest
-from poclab.builders.bib import BootcImageBuilder, Mounts
-from poclab.builders.bib_progress import Lines
-from poclab.builders.choose import builder_for
-from poclab.container import ImageInfo
+from poclab.builders.osbuild import BIB, IMAGE_BUILDER, Osbuild
 from poclab.errors import PoclabError, UsageError
 from poclab.imagefile import load_image
 from poclab.run import Result, using
@@ -33,6 +29,8 @@ def podman(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePodman]:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     with using(FakePodman()) as fake:
         assert isinstance(fake, FakePodman)
+        fake.add(osbuild.BIB_IMAGE)
+        fake.entrypoints[osbuild.BIB_IMAGE] = ["/usr/bin/bootc-image-builder"]
         yield fake
 
 
@@ -41,72 +39,6 @@ def request_(tmp_path: Path, podman: FakePodman) -> BuildRequest:
     workdir = tmp_path / "work"
     workdir.mkdir()
     return BuildRequest(NAME, podman.add(NAME, BOOTC), workdir, tmp_path / "log")
-
-
-# --- the command ------------------------------------------------------------------------
-
-_HEAD = "podman run --rm --name poclab-bib-1 --privileged"
-_SAFE = "--security-opt label=type:unconfined_t"
-_STORE = "/var/lib/containers/storage"
-
-
-def command(request: BuildRequest, mounts: Mounts, root: bool = True) -> str:
-    return " ".join(bib.argv(request, mounts, name="poclab-bib-1", uid=0, gid=0, root=root))
-
-
-def test_argv_of_the_contract(request_: BuildRequest) -> None:
-    assert command(request_, Mounts(Path("/w/out"), Path(_STORE))) == (
-        f"{_HEAD} --pull=newer {_SAFE} -v /w/out:/output -v {_STORE}:{_STORE} "
-        "quay.io/centos-bootc/bootc-image-builder:latest "
-        f"--type qcow2 --rootfs ext4 --chown 0:0 --progress=debug {NAME}"
-    )
-
-
-def test_argv_with_everything(request_: BuildRequest) -> None:
-    request = replace(
-        request_,
-        rootfs="xfs",
-        builder_image="mirror.example/bib:1",
-        builder_args=("--log-level", "debug"),
-    )
-    mounts = Mounts(Path("/w/out"), Path("/srv/containers"), Path("/w/config.json"))
-    argv = bib.argv(request, mounts, name="poclab-bib-1", uid=1000, gid=100, root=False)
-    assert " ".join(argv) == (
-        f"sudo {_HEAD} --pull=newer {_SAFE} -v /w/out:/output "
-        f"-v /srv/containers:{_STORE} -v /srv/containers:/srv/containers "
-        "-v /w/config.json:/config.json:ro mirror.example/bib:1 "
-        "--type qcow2 --rootfs xfs --chown 1000:100 --progress=debug "
-        f"--log-level debug {NAME}"
-    )
-
-
-@pytest.mark.parametrize("image", ["localhost/bib:latest", "a" * 64, "sha256:" + "b" * 64])
-def test_local_builder_is_never_pulled(
-    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch, image: str
-) -> None:
-    monkeypatch.setenv("POCLAB_BIB_IMAGE", image)
-    argv = command(request_, Mounts(Path("/o"), Path(_STORE)))
-    assert "--pull=never" in argv
-    assert f" {image} --type" in argv
-
-
-def test_no_deprecated_flags(request_: BuildRequest) -> None:
-    argv = command(request_, Mounts(Path("/o"), Path(_STORE)))
-    assert "--local" not in argv
-    assert "--tls-verify" not in argv
-
-
-def test_colon_in_path_is_refused(request_: BuildRequest) -> None:
-    with pytest.raises(UsageError, match="cannot mount"):
-        command(request_, Mounts(Path("/w:x/out"), Path(_STORE)))
-
-
-@pytest.mark.parametrize(
-    "arg", ["--local", "--tls-verify=false", "--type=raw", "--rootfs", "--chown=1:1", "-v"]
-)
-def test_arguments_that_are_poclabs_own(arg: str) -> None:
-    with pytest.raises(UsageError, match=arg.partition("=")[0]):
-        bib.check_args((arg,))
 
 
 # --- the blueprint ----------------------------------------------------------------------
@@ -119,8 +51,8 @@ def blueprint_file(request: BuildRequest, text: str, name: str = "blueprint.toml
 
 
 def test_no_blueprint_when_there_is_nothing_to_say(request_: BuildRequest) -> None:
-    assert bib_blueprint.merged(request_, None) == {}
-    assert bib_blueprint.merged(replace(request_, disk_size=10 * GIB), None) == {}
+    assert blueprint.merged(request_, None) == {}
+    assert blueprint.merged(replace(request_, disk_size=10 * GIB), None) == {}
 
 
 def test_blueprint_is_merged(request_: BuildRequest) -> None:
@@ -130,7 +62,7 @@ def test_blueprint_is_merged(request_: BuildRequest) -> None:
         '[[customizations.user]]\nname = "anna"\n'
         '[[customizations.filesystem]]\nmountpoint = "/var/data"\nminsize = "1 GiB"\n',
     )
-    assert bib_blueprint.merged(request, "bob") == {
+    assert blueprint.merged(request, "bob") == {
         "name": "x",
         "customizations": {
             "kernel": {"append": "nosmt console=ttyS0 quiet"},
@@ -146,7 +78,7 @@ def test_blueprint_is_merged(request_: BuildRequest) -> None:
 def test_user_of_the_blueprint_is_left_alone(request_: BuildRequest) -> None:
     text = json.dumps({"customizations": {"user": [{"name": "bob", "key": "k"}]}})
     request = blueprint_file(request_, text, "config.json")
-    merged = bib_blueprint.merged(request, "bob")
+    merged = blueprint.merged(request, "bob")
     assert merged["customizations"]["user"] == [{"name": "bob", "key": "k"}]
 
 
@@ -154,7 +86,7 @@ def test_size_of_a_laid_out_disk(request_: BuildRequest) -> None:
     request = blueprint_file(
         replace(request_, disk_size=20 * GIB), '[customizations.disk]\ntype = "gpt"\n'
     )
-    merged = bib_blueprint.merged(request, None)
+    merged = blueprint.merged(request, None)
     assert merged["customizations"] == {"disk": {"type": "gpt", "minsize": 20 * GIB}}
 
 
@@ -168,7 +100,7 @@ def test_size_of_a_laid_out_disk(request_: BuildRequest) -> None:
 def test_size_twice_is_refused(request_: BuildRequest, text: str) -> None:
     request = blueprint_file(replace(request_, disk_size=20 * GIB), text)
     with pytest.raises(UsageError, match="set twice"):
-        bib_blueprint.merged(request, None)
+        blueprint.merged(request, None)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +117,14 @@ def test_size_twice_is_refused(request_: BuildRequest, text: str) -> None:
 )
 def test_bad_blueprints(request_: BuildRequest, name: str, text: str) -> None:
     with pytest.raises(UsageError, match="blueprint"):
-        bib_blueprint.merged(blueprint_file(request_, text, name), "bob")
+        blueprint.merged(blueprint_file(request_, text, name), "bob")
 
 
 def test_two_blueprints_are_refused(request_: BuildRequest) -> None:
     request = blueprint_file(request_, "")
     (request.workdir.parent / "blueprint.json").write_text("{}")
     with pytest.raises(UsageError, match="both there"):
-        bib_blueprint.merged(request, None)
+        blueprint.merged(request, None)
 
 
 # --- what is looked at first ------------------------------------------------------------
@@ -200,7 +132,7 @@ def test_two_blueprints_are_refused(request_: BuildRequest) -> None:
 
 @pytest.mark.parametrize("version", ["44", "9.6", "12"])
 def test_version_ids_the_builder_takes(version: str) -> None:
-    bib.check_os_release(f'ID=x\nVERSION_ID="{version}"\n')
+    source.check_os_release(f'ID=x\nVERSION_ID="{version}"\n')
 
 
 @pytest.mark.parametrize(
@@ -208,17 +140,17 @@ def test_version_ids_the_builder_takes(version: str) -> None:
 )
 def test_other_version_ids(text: str) -> None:
     with pytest.raises(PoclabError, match="os-release"):
-        bib.check_os_release(text)
+        source.check_os_release(text)
 
 
 def runs(podman: FakePodman) -> list[list[str]]:
-    return [call for call in podman.calls if call[1] == "run"]
+    return [call for call in podman.calls if call[1] == "run" and "version" not in call]
 
 
 def test_an_image_without_label_is_refused_first(tmp_path: Path, podman: FakePodman) -> None:
     request = BuildRequest(NAME, podman.add(NAME), tmp_path, tmp_path / "log")
     with pytest.raises(PoclabError, match="is not a bootc image"):
-        BootcImageBuilder().build(request)
+        Osbuild(BIB).build(request)
     assert runs(podman) == []
 
 
@@ -239,7 +171,7 @@ def test_what_cannot_boot_is_refused_before_the_builder_runs(
         if data is not None:
             podman.files[name] = data
     with pytest.raises(PoclabError, match=text):
-        BootcImageBuilder().build(request_)
+        Osbuild(BIB).build(request_)
     assert runs(podman) == []
     assert list(request_.workdir.iterdir()) == []
 
@@ -268,7 +200,7 @@ def test_build_takes_the_disk(request_: BuildRequest, podman: FakePodman) -> Non
         return 0
 
     podman.on_run = run
-    built = BootcImageBuilder("bob").build(replace(request_, kernel_args=("quiet",)))
+    built = Osbuild(BIB, "bob").build(replace(request_, kernel_args=("quiet",)))
     assert built.disk == request_.workdir / "disk.qcow2"
     assert built.disk.read_bytes() == b"disk"
     assert seen["blueprint"] == {
@@ -277,10 +209,11 @@ def test_build_takes_the_disk(request_: BuildRequest, podman: FakePodman) -> Non
             "user": [{"name": "bob", "groups": ["wheel"]}],
         }
     }
-    assert built.inputs["builder_image"] == bib.DEFAULT_IMAGE
-    assert built.inputs["kernel_args"] == "quiet"
-    assert not (request_.workdir / "bib-output").exists()
-    assert any(re.match(r"poclab-bib-", name) for name in podman.removed)
+    assert built.inputs["builder_image"] == osbuild.BIB_IMAGE
+    assert built.inputs["builder_digest"] == podman.digest(osbuild.BIB_IMAGE)
+    assert built.inputs["program"] == BIB
+    assert not (request_.workdir / "builder-output").exists()
+    assert any(re.match(r"poclab-osbuild-", name) for name in podman.removed)
 
 
 @pytest.mark.parametrize("user", ["root", "admin", None])
@@ -289,7 +222,7 @@ def test_a_login_the_image_has_is_not_made(
 ) -> None:
     podman.on_run = lambda argv, _line: 1 if mounted(argv, "/config.json") else 7
     with pytest.raises(PoclabError, match="failed") as caught:
-        BootcImageBuilder(user).build(request_)
+        Osbuild(BIB, user).build(request_)
     assert caught.value.why == "exit status 7"
 
 
@@ -309,141 +242,174 @@ def test_a_failed_run_leaves_nothing(
     podman.on_run = run
     expected: type[BaseException] = KeyboardInterrupt if ending == "interrupt" else PoclabError
     with pytest.raises(expected) as caught:
-        BootcImageBuilder().build(request_)
+        Osbuild(BIB).build(request_)
     if isinstance(caught.value, PoclabError):
         assert str(request_.log) in str(caught.value)
-    assert not (request_.workdir / "bib-output").exists()
+    assert not (request_.workdir / "builder-output").exists()
     assert not (request_.workdir / "disk.qcow2").exists()
-    assert any(name.startswith("poclab-bib-") for name in podman.removed)
+    assert any(name.startswith("poclab-osbuild-") for name in podman.removed)
 
 
 def test_a_killed_builds_output_is_removed(request_: BuildRequest, podman: FakePodman) -> None:
-    dead = request_.workdir.parent / "staging.1/bib-output/qcow2"
+    dead = request_.workdir.parent / "staging.1/builder-output/qcow2"
     dead.mkdir(parents=True)
-    used = request_.workdir.parent / "staging.2/bib-output"
+    used = request_.workdir.parent / "staging.2/builder-output"
     used.mkdir(parents=True)
     podman.on_run = lambda _argv, _line: 1
-    with bib._in_use(used), pytest.raises(PoclabError):
-        BootcImageBuilder().build(request_)
+    with privileged.in_use(used), pytest.raises(PoclabError):
+        Osbuild(BIB).build(request_)
     assert not dead.parent.parent.exists()
     assert used.is_dir()
 
 
-def test_sudo_that_refuses(podman: FakePodman, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sudo_that_refuses(
+    request_: BuildRequest, podman: FakePodman, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     podman.sudo = Result(("sudo",), 1, "", "sudo: a password is required")
     with pytest.raises(PoclabError, match="needs root") as caught:
-        BootcImageBuilder().check()
+        Osbuild(BIB).check(request_)
     assert caught.value.why == "sudo: a password is required"
     assert "direct" in caught.value.fix
 
 
 def test_sudo_for_podman_alone_is_enough(
-    podman: FakePodman, monkeypatch: pytest.MonkeyPatch
+    request_: BuildRequest, podman: FakePodman, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    BootcImageBuilder().check()
+    Osbuild(BIB).check(request_)
     assert podman.sudo_calls == [["sudo", "-n", "podman", "--version"]]
 
 
-# --- what it prints ---------------------------------------------------------------------
+# --- which program it is ----------------------------------------------------------------
 
-
-def test_progress() -> None:
-    seen: list[tuple[str, object, object]] = []
-
-    def listen(event: events.Event) -> None:
-        seen.append((event.text, event.data["done"], event.data["total"]))
-
-    lines = Lines()
-    with events.listening(listen):
-        for text in (
-            "Start progressbar",
-            "pulse: Manifest generation step",
-            "[1 / 4] Pipeline build",
-            "  [3 / 9] org.osbuild.copy",
-            "msg: copying",
-            "",
-            "error: first",
-            "error: last: no space left on device",
-            "Stop progressbar",
-        ):
-            lines.see(text)
-    assert seen == [
-        ("Manifest generation step", None, None),
-        ("Pipeline build", 1.0, 4.0),
-        ("org.osbuild.copy", 1.0, 4.0),
-        ("copying", 1.0, 4.0),
-    ]
-    assert lines.error == "last: no space left on device"
-    assert lines.tail == "Stop progressbar"
+JSON = json.dumps({"image-builder": {"version": "76", "commit": "a1f3508"}}, indent=2)
+YAML = 'image-builder:\n  version: "54"\n  commit: a1f3508\n'
+BIB_TEXT = "build_revision: a1f3508\nbuild_time: 2026-08-21T17:16:19Z\nbuild_tainted: false\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "fix"),
+    ("text", "told"),
     [
-        ("this command must be run in rootful (not rootless) podman", "as root"),
-        ("this command requires a privileged container", "privileged"),
-        ("could not access container storage, did you forget -v /var/lib/...", "overlay"),
-        ("failed to inspect the image: x, bib no longer pulls images", "image ls"),
-        ("image x is not a bootc image (missing label)", "LABEL containers.bootc=1"),
-        ("failed to initialize bootc distro: missing required info: DefaultRootFs", "rootfs:"),
-        ("missing VERSION_ID in os-release", "VERSION_ID"),
-        ("localhost/x does not resolve to an image ID", "overlay"),
-        ("write /store/x: no space left on device", "make room"),
-        ("cannot read config: unknown keys found: [x]", "blueprint"),
-        ("unknown flag: --chown", "builder_args"),
-        ("Command '['setfiles', '-F']' returned 1", "builder: direct"),
-        ("initializing source docker://quay.io/x: dial tcp", "POCLAB_BIB_IMAGE"),
-        ("something nobody has seen", "see the log"),
+        (JSON, (IMAGE_BUILDER, "76")),
+        (YAML, (IMAGE_BUILDER, "54")),
+        (BIB_TEXT, (BIB, "a1f3508")),
+        ("1.2.3", ("", "")),
+        ("", ("", "")),
     ],
 )
-def test_error_texts(text: str, fix: str) -> None:
-    error = bib_errors.explained(text, "tail", 1, Path("/l/build.log"), "img")
-    assert fix in error.fix
-    assert text[:400] in error.why
-    assert "/l/build.log" in error.what
+def test_version_texts(text: str, told: tuple[str, str]) -> None:
+    assert osbuild.told_version(text) == told
 
 
-def test_podmans_own_failure_names_the_image() -> None:
-    error = bib_errors.explained("", "no such file", 125, Path("/l"), "img:1")
-    assert error.what == "podman could not run img:1 (log: /l)"
-    assert error.why == "no such file"
+@pytest.mark.parametrize(
+    ("entrypoint", "text", "kind", "form"),
+    [
+        # The archived one and the new one of the same name; one text, one contract.
+        ("/usr/bin/bootc-image-builder", BIB_TEXT, BIB, "debug"),
+        ("/usr/bin/bootc-image-builder", "", BIB, "debug"),
+        ("/usr/bin/image-builder", JSON, IMAGE_BUILDER, "file"),
+        ("/usr/bin/image-builder", YAML, IMAGE_BUILDER, "debug"),
+        ("/usr/bin/image-builder", "", IMAGE_BUILDER, "debug"),
+        ("/entrypoint.sh", JSON, IMAGE_BUILDER, "file"),
+        ("/entrypoint.sh", BIB_TEXT, BIB, "debug"),
+    ],
+)
+def test_an_image_is_asked_what_it_is(
+    podman: FakePodman, entrypoint: str, text: str, kind: str, form: str
+) -> None:
+    podman.add("mirror.example/any:1")
+    podman.entrypoints["mirror.example/any:1"] = [entrypoint]
+    podman.versions["mirror.example/any:1"] = text
+    program = osbuild.probe("mirror.example/any:1")
+    assert program.kind == kind
+    assert osbuild.progress_form(program) == form
 
 
-# --- the choice -------------------------------------------------------------------------
+def test_an_image_that_is_no_builder(podman: FakePodman) -> None:
+    podman.add("x")
+    podman.entrypoints["x"] = ["/bin/sh"]
+    with pytest.raises(PoclabError, match="no disk builder") as caught:
+        osbuild.probe("x")
+    assert "/bin/sh" in caught.value.why
 
 
-def info(labels: dict[str, str]) -> ImageInfo:
-    return ImageInfo("a" * 64, NAME, "", labels)
+def test_an_image_with_the_other_program_is_run_as_what_it_is(
+    request_: BuildRequest, podman: FakePodman
+) -> None:
+    podman.entrypoints[osbuild.BIB_IMAGE] = ["/usr/bin/image-builder"]
+    podman.versions[osbuild.BIB_IMAGE] = JSON
+    seen: list[str] = []
+
+    def run(argv: list[str], _line: object) -> int:
+        seen.extend(argv)
+        output = mounted(argv, "/output")
+        assert output is not None
+        (output / "disk.qcow2").write_bytes(b"disk")
+        return 0
+
+    podman.on_run = run
+    built = Osbuild(BIB).build(request_)
+    assert built.disk.read_bytes() == b"disk"
+    assert built.inputs["program"] == IMAGE_BUILDER
+    assert built.inputs["program_version"] == "76"
+    assert seen[seen.index(osbuild.BIB_IMAGE) + 1 :][:2] == ["build", "qcow2"]
 
 
-def test_named_builders(podman: FakePodman) -> None:
-    assert builder_for("direct", info(BOOTC))[0].name == "direct"
-    assert builder_for("bootc-image-builder", info({}))[0].name == "bootc-image-builder"
-    with pytest.raises(UsageError, match="no builder"):
-        builder_for("packer", info({}))
+def test_image_builder_of_the_host(request_: BuildRequest, podman: FakePodman) -> None:
+    podman.missing.clear()
+    podman.host["image-builder"] = JSON
+    builder = Osbuild(IMAGE_BUILDER)
+    assert builder.inputs(request_)["builder_version"] == "76"
+    with pytest.raises(PoclabError, match=r"image-builder left no disk.qcow2"):
+        builder.build(request_)
+    assert not [call for call in podman.calls if call[1] == "pull"]
 
 
-def test_auto(podman: FakePodman, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert builder_for("auto", info(BOOTC))[0].name == "bootc-image-builder"
-    builder, reason = builder_for("auto", info({}))
-    assert builder.name == "direct"
-    assert "containers.bootc" in reason
-    monkeypatch.setenv("POCLAB_BIB_IMAGE", "localhost/bib")
-    builder, reason = builder_for("auto", info(BOOTC))
-    assert builder.name == "direct"
-    assert "localhost/bib" in reason
-    podman.add("localhost/bib")
-    assert builder_for("auto", info(BOOTC))[0].name == "bootc-image-builder"
+# --- fetching it ------------------------------------------------------------------------
 
 
-def test_auto_without_root(podman: FakePodman, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    monkeypatch.setattr(podman, "which", lambda program: None)
-    builder, reason = builder_for("auto", info(BOOTC))
-    assert builder.name == "direct"
-    assert "sudo" in reason
+def test_the_newest_builder_is_fetched(request_: BuildRequest, podman: FakePodman) -> None:
+    builder = Osbuild(IMAGE_BUILDER)
+    assert "builder_digest" not in builder.inputs(request_)
+    podman.registry.add(osbuild.IMAGE_BUILDER_IMAGE)
+    podman.on_run = lambda _argv, _line: 1
+    podman.versions[osbuild.IMAGE_BUILDER_IMAGE] = JSON
+    with pytest.raises(PoclabError, match="image-builder failed"):
+        builder.build(request_)
+    inputs = builder.inputs(request_)
+    assert inputs["builder_digest"] == podman.digest(osbuild.IMAGE_BUILDER_IMAGE)
+
+
+@pytest.mark.parametrize("image", ["localhost/bib:latest", "a" * 64, "sha256:" + "b" * 64])
+def test_a_local_builder_is_never_pulled(
+    request_: BuildRequest, podman: FakePodman, monkeypatch: pytest.MonkeyPatch, image: str
+) -> None:
+    monkeypatch.setenv(osbuild.BIB_VARIABLE, image)
+    with pytest.raises(PoclabError, match="could not run") as caught:
+        Osbuild(BIB).build(request_)
+    assert image in caught.value.why
+    assert not [call for call in podman.calls if call[1] == "pull"]
+
+
+def test_without_a_registry_the_builder_that_is_there_does(
+    request_: BuildRequest, podman: FakePodman
+) -> None:
+    podman.on_run = lambda _argv, _line: 1
+    with pytest.raises(PoclabError, match="bootc-image-builder failed"):
+        Osbuild(BIB).build(request_)
+    assert [call for call in podman.calls if call[1] == "pull"]
+
+
+# --- what decides -----------------------------------------------------------------------
+
+
+def test_a_blueprint_is_an_input_by_what_it_says(request_: BuildRequest) -> None:
+    builder = Osbuild(BIB)
+    assert "blueprint" not in builder.inputs(request_)
+    first = builder.inputs(blueprint_file(request_, 'name = "x"\n'))["blueprint"]
+    assert builder.inputs(blueprint_file(request_, '# a word\nname="x"'))["blueprint"] == first
+    assert builder.inputs(blueprint_file(request_, 'name = "y"\n'))["blueprint"] != first
 
 
 # --- the example ------------------------------------------------------------------------

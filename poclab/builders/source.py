@@ -1,0 +1,140 @@
+"""What a bootc container image is: its label, its distribution, what it would fail for."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from poclab import container, events
+from poclab.builders.base import BuildRequest
+from poclab.builders.kernel import find_kernel
+from poclab.errors import PoclabError
+from poclab.names import shown
+from poclab.run import runner
+
+LABEL = "containers.bootc"
+BOOTC = "usr/bin/bootc"
+_OS_RELEASE = ("usr/lib/os-release", "etc/os-release")
+_ACCOUNTS = ("etc/passwd", "usr/lib/passwd")
+
+
+def check_label(image: str, labels: dict[str, str]) -> None:
+    """See that an image says of itself that it is a bootc image.
+
+    Raises:
+        PoclabError: it does not.
+    """
+    if labels.get(LABEL) != "1":
+        raise PoclabError(
+            f"{shown(image, 200)} is not a bootc image",
+            why=f"it has no label {LABEL}=1",
+            fix=f"write LABEL {LABEL}=1 in the Containerfile if its base is one, "
+            "or use builder: direct",
+        )
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What was found in an image.
+
+    Attributes:
+        users: the logins it has.
+        os_release: the text of its os-release.
+        bootc: whether it has the program bootc.
+    """
+
+    users: frozenset[str] = frozenset()
+    os_release: str = ""
+    bootc: bool = False
+
+    @property
+    def debian_family(self) -> bool:
+        """Whether it is Debian or made of it (os-release(5): ID, ID_LIKE)."""
+        found = fields(self.os_release)
+        names = {found.get("ID", ""), *found.get("ID_LIKE", "").split()}
+        return bool(names & {"debian", "ubuntu"})
+
+
+def look_inside(request: BuildRequest) -> Inside:
+    """Look for what a builder would miss after minutes: kernel and initramfs.
+
+    Raises:
+        PoclabError: one is missing, or podman failed.
+    """
+    from poclab.builders import rootfs
+
+    tar = request.workdir / "precheck.tar"
+    try:
+        container.export(request.image_id, tar)
+        events.step("look for kernel and initramfs", image=request.image)
+        members = rootfs.listing(tar)
+        names = [name for name, member in members.items() if member.isreg() or member.islnk()]
+        find_kernel(names, bootc=True)
+        texts = {}
+        with rootfs.opened(tar) as archive:
+            for name in (*_OS_RELEASE, *_ACCOUNTS):
+                member = members.get(name)
+                file = archive.extractfile(member) if member and member.isreg() else None
+                texts[name] = file.read(65536).decode(errors="replace") if file else ""
+    finally:
+        tar.unlink(missing_ok=True)
+    passwd = "\n".join(texts[name] for name in _ACCOUNTS)
+    users = frozenset(line.partition(":")[0] for line in passwd.splitlines() if line)
+    os_release = next((texts[name] for name in _OS_RELEASE if texts[name]), "")
+    return Inside(users, os_release, BOOTC in members)
+
+
+def peek(image_id: str) -> Inside:
+    """Look at the little that decides which builder to take; the users are not looked for.
+
+    Nothing of the image is executed, and what cannot be found counts as not there.
+    """
+    name = container.container_name("peek")
+    argv = [*container.podman(), "create", "--pull=never", "--network=none", "--name", name]
+    try:
+        if runner().run([*argv, "--", image_id, "/sbin/init"], check=False).code != 0:
+            return Inside()
+        with tempfile.TemporaryDirectory(prefix=container.PREFIX) as scratch:
+            bootc = _copied(name, BOOTC, Path(scratch)) is not None
+            found = [_copied(name, file, Path(scratch)) for file in _OS_RELEASE]
+            texts = [path.read_text(errors="replace")[:65536] for path in found if path]
+            return Inside(os_release=texts[0] if texts else "", bootc=bootc)
+    finally:
+        container.remove_container(name)
+
+
+def _copied(name: str, file: str, scratch: Path) -> Path | None:
+    target = scratch / file.replace("/", "_")
+    argv = [*container.podman(), "cp", f"{name}:/{file}", str(target)]
+    done = runner().run(argv, check=False)
+    return target if done.code == 0 and target.is_file() and not target.is_symlink() else None
+
+
+def fields(text: str) -> dict[str, str]:
+    """The fields of an os-release."""
+    return dict(re.findall(r"""^([A-Z_]+)=["']?([^"'\n]*)""", text, re.MULTILINE))
+
+
+def check_os_release(text: str) -> None:
+    """See that os-release names the distribution in a way osbuild takes.
+
+    It makes a distribution's name of ID and VERSION_ID, which has to be MAJOR or MAJOR.MINOR.
+
+    Raises:
+        PoclabError: one of them is missing or of another form.
+    """
+    found = fields(text)
+    if not found.get("ID"):
+        raise PoclabError(
+            "the container image has no os-release with an ID",
+            fix="base it on a bootc image, or use builder: direct",
+        )
+    version = found.get("VERSION_ID", "")
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", version):
+        raise PoclabError(
+            "the container image's os-release has no VERSION_ID that the builder takes",
+            why=f"it is {shown(version)}" if version else "there is none",
+            fix="set VERSION_ID to a number in /usr/lib/os-release, or use builder: direct",
+        )
