@@ -6,6 +6,7 @@ on a VM that more than one use case has: its disks, its definition, its start, i
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -51,7 +52,7 @@ class LabHost:
 
     def observe(self) -> Observed:
         """What the host shows, of all labs."""
-        return observe(self.host)
+        return observe(self.host, self.lab)
 
     def giving_ports(self) -> AbstractContextManager[None]:
         """Hold the list of ports: no other `up` gives one until the definitions name ours."""
@@ -238,16 +239,23 @@ class LabHost:
             guest.set_record(replace(record, fresh=False))
 
 
-def observe(host: Host) -> Observed:
-    """What the host shows, of all labs."""
+def observe(host: Host, lab: str) -> Observed:
+    """What the host shows, of all labs; sizes of kept data disks of one."""
+    names = frozenset(host.pool.names())
+    kept: dict[str, int] = {}
+    for name in names:
+        if name.startswith(f"{KEPT}{lab}."):
+            with contextlib.suppress(PoclabError):  # damaged: QEMU has better words for it
+                kept[name] = host.pool.capacity(name)
     return Observed(
         session=host.session,
         vms=tuple(host.vms()),
         networks=tuple(network.observe() for network in host.networks()),
-        volumes=frozenset(host.pool.names()),
+        volumes=names,
         foreign=host.foreign(),
         port_free=probe.port_free,
         pool=host.pool.directory,
+        kept=kept,
     )
 
 

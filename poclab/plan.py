@@ -38,6 +38,7 @@ from poclab.records import (
     overwritten,
     record_differences,
     remade,
+    returning,
     shrunk,
 )
 from poclab.virt.design import DISK_LIMIT, SESSION_NIC_LIMIT, reservations
@@ -132,6 +133,7 @@ class Observed:
         foreign: names that are somebody else's.
         port_free: whether nothing listens on a port of 127.0.0.1.
         pool: the pool's directory.
+        kept: bytes that a guest sees of the kept data disks, by volume.
     """
 
     session: bool
@@ -141,6 +143,7 @@ class Observed:
     foreign: Foreign = field(default_factory=Foreign)
     port_free: Callable[[int], bool] = lambda _port: True
     pool: str = ""
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, lab: str) -> dict[str, ObservedVm]:
         """The VMs of a lab, by name."""
@@ -242,6 +245,7 @@ class _Planner:
             there = self.existing.get(vm.name)
             lines = [
                 *shrunk(there, vm, new_disk=self._new_disk(target, there)),
+                *returning(target, there, self.observed.kept),
                 *overwritten(there, vm, self.observed.volumes),
                 *borrowed(target, self.observed.foreign.volumes),
             ]

@@ -110,6 +110,24 @@ def shrunk(found: ObservedVm | None, vm: Vm, *, new_disk: bool = False) -> Itera
             )
 
 
+def returning(target: VmRecord, found: ObservedVm | None, kept: Mapping[str, int]) -> Iterator[str]:
+    """Data disks kept from an earlier VM that the file makes smaller than they are, in words.
+
+    Args:
+        target: what the VM is to be.
+        found: the VM as it is, if there is one.
+        kept: bytes that a guest sees of the kept data disks, by volume.
+    """
+    own = {disk.name for disk in found.record.disks if disk.keep} if found else set()
+    for disk in target.disks:
+        there = kept.get(data_volume(target, disk), 0) if disk.keep else 0
+        if disk.size < there and disk.name not in own:
+            yield (
+                f"data disk {disk.name} was kept from before, has {format_size(there)}"
+                f" and cannot shrink to {format_size(disk.size)}"
+            )
+
+
 def overwritten(found: ObservedVm | None, vm: Vm, names: Container[str]) -> Iterator[str]:
     """Kept data disks of an earlier VM that `keep: true` on another disk would replace, in words.
 

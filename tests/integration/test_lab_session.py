@@ -221,6 +221,22 @@ def test_a_data_disk_is_never_made_smaller(lab: OneLab) -> None:
     assert labs.look(lab.host) == before
 
 
+def test_a_kept_disk_is_not_made_smaller_after_down_either(lab: OneLab) -> None:
+    line = "a: {image: 'tiny:v1', disks: [{name: data, size: %s, keep: true}]}"
+    lab.write(line % "3MiB")
+    lab.up()
+    lab.down()
+    before = lab.digests()
+    lab.write(line % "1MiB")
+    done = lab.up(check=False)
+    assert done.returncode == 2
+    assert "a: data disk data was kept from before, has 3 MiB and cannot shrink" in done.stderr
+    assert lab.digests() == before
+    lab.write(line % "4MiB")
+    lab.up()
+    assert size(lab.host, lab.disks("a")[1]) == 4 * 1024**2
+
+
 def test_keep_can_be_said_later_and_taken_back_without_loss(lab: OneLab) -> None:
     def written(keep: str) -> None:
         lab.write(f"a: {{image: 'tiny:v1', disks: [{{name: data, size: 1MiB, keep: {keep}}}]}}")

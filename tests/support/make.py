@@ -31,7 +31,7 @@ from poclab.model import (
 )
 from poclab.plan import Observed, Plan, Verb, plan
 from poclab.records import Stamp, volumes
-from poclab.virt.design import overlay_volume
+from poclab.virt.design import data_volume, overlay_volume
 
 GIB = 1024**3
 STAMP = Stamp("2026-01-02T03:04:05Z", "tester", "ssh-ed25519 AAAA lab")
@@ -157,8 +157,11 @@ def applied(found: Plan, before: Observed, mark: str = "00000002") -> Observed:
         elif action.record:
             there[path] = _applied_vm(action.verb, action.record, there.get(path), mark)
     vms = tuple(there.values())
+    records = [item.record for item in vms]
+    sizes = {data_volume(each, x): x.size for each in records for x in each.disks if x.keep}
     return replace(
         before,
+        kept={**before.kept, **sizes},
         vms=vms,
         networks=tuple(_plugged(item, vms) for item in _applied_networks(found, before.networks)),
         volumes=before.volumes | volumes_of(vms),

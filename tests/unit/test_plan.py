@@ -580,6 +580,32 @@ def test_foreign_names_are_refused() -> None:
     ]
 
 
+def test_a_disk_kept_from_before_is_not_made_smaller() -> None:
+    wanted = make.lab(make.vm(disks=(make.disk("data", GIB, keep=True),)))
+    kept = {"data.acme.vm1.data.qcow2": 5 * GIB}
+    down = replace(observed(volumes=kept), kept=kept)
+    line = "vm1: data disk data was kept from before, has 5 GiB and cannot shrink to 1 GiB"
+    assert refused(wanted, down) == [line]
+    # The VM is there, and the disk was taken out of the file for a while.
+    record = make.record()
+    back = replace(observed(make.observed_vm(record)), kept=kept)
+    assert refused(wanted, back) == [line]
+    for same in (
+        make.lab(make.vm(disks=(make.disk("data", 5 * GIB, keep=True),))),
+        make.lab(make.vm(disks=(make.disk("data", 6 * GIB, keep=True),))),
+        make.lab(make.vm(disks=(make.disk("data", GIB),))),  # a new one that goes with the VM
+        make.lab(make.vm("vm2", disks=(make.disk("data", GIB, keep=True),))),
+    ):
+        assert len(planned(same, down).of(Verb.CREATE)) == 1
+
+
+def test_a_disk_that_somebody_enlarged_by_hand_holds_nothing_up() -> None:
+    wanted = make.lab(make.vm(disks=(make.disk("data", GIB, keep=True),)))
+    host = brought_up(wanted)
+    host = replace(host, kept=dict.fromkeys(host.kept, 9 * GIB))
+    assert planned(wanted, host).actions == ()
+
+
 def test_a_kept_disk_in_use_elsewhere_is_refused() -> None:
     foreign = Foreign(volumes={"data.acme.vm1.data.qcow2": "renamed"})
     wanted = make.lab(make.vm(disks=(make.disk("data", keep=True),)))
