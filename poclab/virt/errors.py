@@ -20,7 +20,7 @@ _HELP = (
     ("No space left on device", "free some disk space: `poclab doctor` shows how much there is"),
     ("Permission denied", "run `poclab doctor`: it says which permission is missing"),
     ("Unable to find any firmware", "install ovmf (Debian, Ubuntu) or edk2-ovmf (Fedora)"),
-    ("Could not access KVM", "add yourself to the group kvm, or use --accel tcg"),
+    ("Could not access KVM", "`poclab doctor` says who may not open it; or use --accel tcg"),
     ("Failed to get \"write\" lock", "another QEMU uses the disk: end it first"),
 )  # fmt: skip
 

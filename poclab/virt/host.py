@@ -100,6 +100,20 @@ class Host:
             return "the processor has neither vmx nor svm"
         return ""
 
+    def qemu_user(self) -> tuple[int, int] | None:
+        """The user and group ID that a system daemon runs QEMU as; None where it runs as we do.
+
+        It is the label that libvirt's driver for ordinary ownership (`dac`) gives to processes
+        (formatcaps.html, user and group in qemu.conf): `+UID:+GID`.
+        """
+        with libvirt_errors("libvirt does not tell the host's capabilities"):
+            capabilities = fromstring(self.conn.getCapabilities())  # noqa: S314 - from libvirtd
+        for model in capabilities.iterfind("host/secmodel[model='dac']"):
+            user, _, group = model.findtext("baselabel[@type='kvm']", "").partition(":")
+            with contextlib.suppress(ValueError):
+                return int(user), int(group)
+        return None
+
     # --- pool ------------------------------------------------------------------------
 
     @cached_property

@@ -135,6 +135,23 @@ def test_what_a_renamed_domain_stands_on_is_seen_without_reading_the_files(
     assert lab.volumes() == set()
 
 
+def test_libvirt_says_who_its_guests_run_as(both: tuple[Host, Host]) -> None:
+    root, member = both
+    with one_lab(member, root) as lab:
+        lab.write("a: {image: 'tiny:v1'}")
+        lab.up()
+        # A running guest's disk is made over to whom it runs as.
+        disk = f"{labs.look(root)['directory']}/{lab.disks('a')[0]}"
+        runs_as = root.run("stat", "-c", "%u %g", disk).stdout.split()
+    assert runs_as != ["0", "0"]
+    code = (
+        "from poclab.virt.host import connect\n"
+        "with connect() as host:\n    print(*host.qemu_user())\n"
+    )
+    for host in both:
+        assert host.run(host.place.installation.python, "-c", code).stdout.split() == runs_as
+
+
 def test_a_member_cannot_write_the_pool_and_needs_no_root(both: tuple[Host, Host]) -> None:
     _, member = both
     directory = labs.look(both[0])["directory"]
