@@ -8,7 +8,7 @@ CONNECT ?=
 # More arguments for pytest, e.g. make unit PYTEST="-x -k store"
 PYTEST ?=
 SCRIPTS := .ci/setup .ci/run .ci/demo tests/support/system-host tests/support/debian_guest/build \
-	tests/support/debian_guest/customize
+	tests/support/debian_guest/customize tests/support/builder_standin/host_bin/image-builder
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -239,7 +239,8 @@ def probe(image: str) -> Program:
     words = privileged.entrypoint(image)
     kind = Path(words[0]).name if words else ""
     name = container.container_name("probe")
-    argv = [*container.podman(root=True), "run", "--rm", "--pull=never", "--name", name]
+    argv = [*container.podman(root=True), "run", "--rm", "--pull=never", "--network=none"]
+    argv += ["--name", name]
     try:
         # image-builder prints JSON when told to; bootc-image-builder has no such option.
         form = () if kind == BIB else ("--format", "json")

@@ -112,7 +112,9 @@ def watching(path: Path, progress: Progress) -> Iterator[None]:
     def watch() -> None:
         last = None
         try:
-            while not stop.wait(_POLL):
+            ended = False
+            while not ended:
+                ended = stop.wait(_POLL)  # and one look after the end
                 found = read(path)
                 if found and found != last:
                     progress.tell(*found)

@@ -1,18 +1,16 @@
 """`image build` through real podman and the stand-in for bootc-image-builder.
 
-See tests/support/bib_standin/README.md for what the stand-in keeps of the builder's contract.
+See tests/support/builder_standin/README.md for what the stand-in keeps of the builder's contract.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,48 +18,24 @@ import pytest
 from poclab import events
 from poclab.build import build_image
 from poclab.errors import PoclabError
-from poclab.imagefile import ImageFile, load_image
+from poclab.imagefile import load_image
 from poclab.manifest import base_volume
 from poclab.model import Ref
-from poclab.store import Store
-from tests.support import podman
-from tests.support.bib_standin import make
-from tests.support.dirpool import DirectoryPool
+from tests.support import builds, podman
+from tests.support.builder_standin import make
+from tests.support.builds import (
+    GIB,
+    URI,
+    Interrupter,
+    World,
+    from_esp,
+    from_ext4,
+    partitions,
+    raw,
+)
 
-URI = "test:///default"
 STORAGE = "/var/lib/containers/storage"
-GIB = 1024**3
-
-# A kernel that UEFI would take for one (an EFI program begins with MZ); nothing here boots it.
-FILES = {
-    "usr/lib/modules/6.1.0/vmlinuz": b"MZ" + bytes(range(256)) * 400,
-    "usr/lib/modules/6.1.0/initramfs.img": b"070701" * 5000,
-    "usr/lib/os-release": b'ID=poclab-test\nVERSION_ID="1"\n',
-    "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
-    "etc/group": b"root:x:0:\nwheel:x:10:\n",
-    "sbin/init": b"#!/bin/sh\n",
-    "usr/share/version": b"VERSION-OF-THE-TEST",
-}
-
-
-@dataclass
-class World:
-    pool: DirectoryPool
-    store: Store
-    directory: Path
-    logs: Path
-
-    def define(self, extra: str = "", *, label: str = "LABEL containers.bootc=1") -> ImageFile:
-        containerfile = f"FROM scratch\nCOPY rootfs/ /\n{label}\n"
-        (self.directory / "Containerfile").write_text(containerfile)
-        text = f"builder: bootc-image-builder\nbuilder_image: {make.IMAGE}\n{extra}"
-        (self.directory / "image.yaml").write_text(text)
-        return load_image(self.directory)
-
-    def nothing_left(self) -> bool:
-        containers = podman.run("ps", "--all", "--format", "{{.Names}}").split()
-        mine = [name for name in containers if f"-{os.getpid()}-" in name]
-        return not list(self.pool.root.iterdir()) and not mine
+BIB = f"builder: bootc-image-builder\nbuilder_image: {make.IMAGE}\n"
 
 
 @pytest.fixture(scope="session")
@@ -73,56 +47,16 @@ def standin() -> Iterator[str]:
 
 
 @pytest.fixture
-def world(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standin: str, request: pytest.FixtureRequest
-) -> Iterator[World]:
-    for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(name, str(tmp_path / name))
-    # A name of its own: other processes build images at the same time.
-    directory = tmp_path / f"bibtest{os.getpid()}"
-    for name, data in FILES.items():
-        path = directory / "rootfs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    pool = DirectoryPool(tmp_path / "pool")
-    logs = tmp_path / "XDG_STATE_HOME/poclab/logs"
-    yield World(pool, Store(pool, URI), directory, logs)
-    podman.run("rmi", "--force", "--ignore", f"localhost/poclab/{directory.name}:v1")
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standin: str) -> Iterator[World]:
+    with builds.world(tmp_path, monkeypatch) as made:
+        yield made
 
 
 # --- the disk ---------------------------------------------------------------------------
 
 
-def raw(world: World, digest: str) -> Path:
-    target = world.pool.root.parent / "disk.raw"
-    source = world.pool.root / base_volume(digest)
-    argv = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(source), str(target)]
-    subprocess.run(argv, check=True, timeout=120)
-    return target
-
-
-def partitions(disk: Path) -> list[tuple[int, int, str]]:
-    """Start, size (sectors) and type of each partition of a GPT."""
-    argv = ["/usr/sbin/sfdisk", "--json", str(disk)]
-    out = subprocess.run(argv, check=True, timeout=30, capture_output=True, text=True).stdout
-    table = json.loads(out)["partitiontable"]
-    assert table["label"] == "gpt"
-    return [(part["start"], part["size"], part["type"]) for part in table["partitions"]]
-
-
-def from_ext4(disk: Path, start: int, name: str) -> str:
-    argv = ["/usr/sbin/debugfs", "-R", f"cat {name}", f"{disk}?offset={start * 512}"]
-    return subprocess.run(argv, check=True, timeout=60, capture_output=True, text=True).stdout
-
-
-def from_esp(disk: Path, start: int, name: str) -> bytes:
-    argv = ["mtype", "-i", f"{disk}@@{start * 512}", f"::/{name}"]
-    return subprocess.run(argv, check=True, timeout=60, capture_output=True).stdout
-
-
 def test_a_version_with_a_real_disk(world: World) -> None:
-    image = world.define("kernel_args: [console=ttyS0, marker=1]\nuser: anna\ndisk: 12GiB\n")
+    image = world.define(BIB + "kernel_args: [console=ttyS0, marker=1]\nuser: anna\ndisk: 12GiB\n")
     seen: list[events.Event] = []
     with events.listening(seen.append):
         version = build_image(world.store, image, "v1", uri=URI)
@@ -158,7 +92,7 @@ def test_a_version_with_a_real_disk(world: World) -> None:
 
 
 def test_an_image_that_is_not_bootc(world: World) -> None:
-    image = world.define(label="LABEL other=1")
+    image = world.define(BIB, label="LABEL other=1")
     with pytest.raises(PoclabError, match="is not a bootc image") as caught:
         build_image(world.store, image, "v1", uri=URI)
     assert "LABEL containers.bootc=1" in caught.value.fix
@@ -168,7 +102,7 @@ def test_an_image_that_is_not_bootc(world: World) -> None:
 def test_a_blueprint_the_builder_refuses(world: World) -> None:
     (world.directory / "blueprint.toml").write_text("[customizations]\nno-such-key = 1\n")
     with pytest.raises(PoclabError, match="bootc-image-builder failed") as caught:
-        build_image(world.store, world.define(), "v1", uri=URI)
+        build_image(world.store, world.define(BIB), "v1", uri=URI)
     assert "unknown keys found: [customizations.no-such-key]" in caught.value.why
     assert "blueprint" in caught.value.fix
     (log,) = world.logs.iterdir()
@@ -178,7 +112,7 @@ def test_a_blueprint_the_builder_refuses(world: World) -> None:
 
 
 def test_arguments_the_builder_refuses(world: World) -> None:
-    image = world.define("builder_args: [--frobnicate]\n")
+    image = world.define(BIB + "builder_args: [--frobnicate]\n")
     with pytest.raises(PoclabError) as caught:
         build_image(world.store, image, "v1", uri=URI)
     assert "unknown flag: --frobnicate" in caught.value.why
@@ -187,7 +121,7 @@ def test_arguments_the_builder_refuses(world: World) -> None:
 
 
 def test_a_builder_image_that_is_not_there(world: World) -> None:
-    image = world.define()
+    image = world.define(BIB)
     text = (world.directory / "image.yaml").read_text()
     text = text.replace(make.IMAGE, "localhost/poclab-test/none:1")
     (world.directory / "image.yaml").write_text(text)
@@ -196,19 +130,6 @@ def test_a_builder_image_that_is_not_there(world: World) -> None:
         build_image(world.store, image, "v1", uri=URI)
     assert "POCLAB_BIB_IMAGE" in caught.value.fix
     assert world.nothing_left()
-
-
-class Interrupter:
-    """Raises KeyboardInterrupt once, when an event's text is seen."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.fired = False
-
-    def __call__(self, event: events.Event) -> None:
-        if not self.fired and event.text == self.text:
-            self.fired = True
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -225,7 +146,7 @@ def test_an_interrupted_build_leaves_nothing(world: World, text: str) -> None:
     interrupter = Interrupter(text)
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt), events.listening(interrupter):
-        build_image(world.store, world.define(), "v1", uri=URI)
+        build_image(world.store, world.define(BIB), "v1", uri=URI)
     assert interrupter.fired
     assert time.monotonic() - begin < 60
     assert world.nothing_left()
@@ -233,7 +154,7 @@ def test_an_interrupted_build_leaves_nothing(world: World, text: str) -> None:
 
 
 def test_a_killed_build_is_cleaned_up_by_the_next(world: World) -> None:
-    image = world.define()
+    image = world.define(BIB)
 
     def die(event: events.Event) -> None:
         if event.text == "Disk image building step":
@@ -282,7 +203,7 @@ def test_the_standins_own_refusals(standin: str, tmp_path: Path) -> None:
 
 
 def test_rootfs_is_needed_unless_the_image_names_it(world: World, tmp_path: Path) -> None:
-    world.define()
+    world.define(BIB)
     name = f"localhost/poclab/{world.directory.name}:v1"
     podman.run("build", "--tag", name, str(world.directory))
     output = tmp_path / "out"

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import fromstring, tostring
 import pytest
 
 from tests.support import labs, podman, shop
-from tests.support.bib_standin import make
+from tests.support.builder_standin import make
 from tests.support.hosts import Host
 from tests.support.onelab import OneLab, one_lab, up_together
 

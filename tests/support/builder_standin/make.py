@@ -1,7 +1,7 @@
-"""Makes the stand-in's container image from programs of this machine; needs no registry.
+"""Makes the stand-ins' container images from programs of this machine; needs no registry.
 
-Run `python -m tests.support.bib_standin.make`; it prints the image's name. A second run finds
-the image made of the same files and does nothing.
+Run `python -m tests.support.builder_standin.make`; it prints the name of the one for
+bootc-image-builder. A second run finds the image made of the same files and does nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from tests.support import podman
 from tests.support.closure import closure, copy_into, program
 
 IMAGE = "localhost/poclab-test/bib-standin:latest"
+IMAGE_BUILDER = "localhost/poclab-test/image-builder-standin:latest"
+# The programs, and their modules.
+_ENTRIES = {"bootc-image-builder": "bib", "image-builder": "image_builder", "bootc": "bootc"}
 _LABEL = "poclab-test.inputs"
 _HERE = Path(__file__).parent
 _POCLAB = _HERE.parents[2] / "poclab"
@@ -36,7 +39,7 @@ _NOT_NEEDED = (
 
 
 def make() -> str:
-    """Make the image in this user's storage unless it is there already.
+    """Make bootc-image-builder's image in this user's storage unless it is there already.
 
     Returns:
         Its name.
@@ -71,6 +74,19 @@ def make() -> str:
     return IMAGE
 
 
+def make_image_builder() -> str:
+    """Make image-builder's image: the same files, another program that is run.
+
+    Returns:
+        Its name.
+    """
+    with tempfile.TemporaryDirectory(prefix="poclab-test-") as scratch:
+        text = f'FROM {make()}\nENTRYPOINT ["/usr/bin/image-builder"]\n'
+        (Path(scratch) / "Containerfile").write_text(text)
+        podman.run("build", "--tag", IMAGE_BUILDER, scratch)
+    return IMAGE_BUILDER
+
+
 def _inputs() -> str:
     """What the image is made of, as a digest: our sources, and the host's programs by time."""
     digest = hashlib.sha256(sys.version.encode())
@@ -99,18 +115,19 @@ def _fill(tree: Path) -> Path:
     _copy_python(tree, python)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(_POCLAB, tree / "opt/standin/poclab", ignore=ignored)
-    package = tree / "opt/standin/tests/support/bib_standin"
+    package = tree / "opt/standin/tests/support/builder_standin"
     package.mkdir(parents=True)
     for directory in (package, package.parent, package.parents[1]):
         (directory / "__init__.py").touch()
     for path in _HERE.glob("*.py"):
         shutil.copy2(path, package)
-    entry = tree / "usr/bin/bootc-image-builder"
-    entry.write_text(
-        f"#!{python} -B\nimport sys\nsys.path.insert(0, '/opt/standin')\n"
-        "from tests.support.bib_standin.standin import main\nsys.exit(main())\n"
-    )
-    entry.chmod(0o755)
+    for name, module in _ENTRIES.items():
+        entry = tree / "usr/bin" / name
+        entry.write_text(
+            f"#!{python} -B\nimport sys\nsys.path.insert(0, '/opt/standin')\n"
+            f"from tests.support.builder_standin.{module} import main\nsys.exit(main())\n"
+        )
+        entry.chmod(0o755)
     return python
 
 

@@ -1,1 +1,0 @@
-"""A stand-in for bootc-image-builder; see README.md here."""

@@ -1,0 +1,1 @@
+"""Stand-ins for the disk builders; see README.md here."""
