@@ -116,6 +116,10 @@ class LabHost:
         vms = self.host.vms()
         foreign = self.host.foreign()
         self.host.pool.sweep()
+        for old, new in self.host.pool.moves().items():
+            if old.split(".")[1] == self.lab:  # nobody is at it: the lab is locked
+                events.step("delete", volume=new)
+                self.host.pool.undo(old)
         for name in garbage(self.lab, self.host.pool.names(), vms, foreign):
             events.step("delete", volume=name)
             self.host.pool.delete(name)

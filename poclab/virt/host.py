@@ -23,8 +23,9 @@ from poclab.virt.design import HostTraits, data_volume
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
 from poclab.virt.network import LabNetwork
-from poclab.virt.pool import LocalPool, StreamPool, pool_directory, pool_xml
+from poclab.virt.pool import LocalPool, StreamPool
 from poclab.virt.usage import Usage
+from poclab.virt.xml import pool_directory, pool_xml
 
 POOL = "poclab"
 MARKER = "poclab.json"

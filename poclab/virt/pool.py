@@ -13,19 +13,20 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 import libvirt
 
 from poclab import config, events
 from poclab.disk import create_empty, create_overlay, resize, virtual_size
 from poclab.errors import PoclabError
-from poclab.virt.errors import libvirt_errors
+from poclab.virt.errors import GoneError, libvirt_errors
+from poclab.virt.moves import MARK, Moves
+from poclab.virt.xml import volume_xml
 
 STAGING = "tmp."
 _SMALL = 4 * 1024 * 1024  # more than any manifest; a larger one is not read
@@ -85,7 +86,19 @@ class Pool(Protocol):
         """Enlarge a qcow2 volume to `size` bytes; it must not be in use."""
 
     def rename(self, old: str, new: str) -> None:
-        """Give a qcow2 volume another name; it must not be in use."""
+        """Give a qcow2 volume another name; it must not be in use.
+
+        Whenever it is cut short, one of the two names is there and whole, and counts.
+
+        Raises:
+            PoclabError: there is no such volume, or no room for a copy.
+        """
+
+    def moves(self) -> dict[str, str]:
+        """Renames that were cut short: the new name, which does not count, by the old one."""
+
+    def undo(self, old: str) -> None:
+        """Forget a rename that was cut short; nobody may be at it any more."""
 
     def capacity(self, name: str) -> int:
         """Bytes a guest sees of a qcow2 volume."""
@@ -106,7 +119,7 @@ class Pool(Protocol):
         """Remove the leftovers that nobody uses any more."""
 
 
-class LocalPool:
+class LocalPool(Moves):
     """A pool whose directory this process can write."""
 
     def __init__(self, pool: libvirt.virStoragePool, directory: str) -> None:
@@ -114,14 +127,16 @@ class LocalPool:
         self.directory = directory
         self._root = Path(directory)
 
-    def names(self) -> list[str]:
-        """See `Pool`."""
+    def _all(self) -> list[str]:
         with os.scandir(self._root) as entries:
-            return sorted(
+            return [
                 entry.name
                 for entry in entries
                 if entry.is_file(follow_symlinks=False) and not entry.name.startswith(STAGING)
-            )
+            ]
+
+    def _there(self, name: str) -> bool:
+        return (self._root / name).exists()
 
     def path(self, name: str) -> str:
         """See `Pool`."""
@@ -132,7 +147,7 @@ class LocalPool:
         try:
             found = (self._root / name).stat()
         except FileNotFoundError as error:
-            raise PoclabError(f"volume {name} is not there") from error
+            raise GoneError(f"volume {name} is not there") from error
         return VolumeStat(found.st_size, found.st_blocks * 512)  # st_blocks counts 512 bytes
 
     def read(self, name: str) -> bytes:
@@ -141,7 +156,7 @@ class LocalPool:
             with (self._root / name).open("rb") as file:
                 data = file.read(_SMALL + 1)
         except FileNotFoundError as error:
-            raise PoclabError(f"volume {name} is not there") from error
+            raise GoneError(f"volume {name} is not there") from error
         except OSError as error:
             raise PoclabError(f"volume {name} cannot be read", why=str(error.strerror)) from error
         if len(data) > _SMALL:
@@ -189,6 +204,7 @@ class LocalPool:
     def blank(self, name: str, size: int) -> None:
         """See `Pool`."""
         # A data disk's name is known beforehand: half-made, it would be taken for the whole one.
+        self._make_way(name)
         with _disk_errors(name), self.staging() as directory:
             made = directory / name
             create_empty(made, size)
@@ -201,6 +217,7 @@ class LocalPool:
 
     def rename(self, old: str, new: str) -> None:
         """See `Pool`."""
+        self._begin_anew(old)
         with _disk_errors(new):
             (self._root / old).replace(self._root / new)
 
@@ -208,8 +225,7 @@ class LocalPool:
         """See `Pool`."""
         return virtual_size(self._root / name)
 
-    def delete(self, name: str) -> None:
-        """See `Pool`."""
+    def _drop(self, name: str) -> None:
         with _disk_errors(name):
             (self._root / name).unlink(missing_ok=True)
 
@@ -240,6 +256,7 @@ class LocalPool:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+        self._forget_ended()
 
     def refresh(self) -> None:
         """Have libvirt's own listings show what was done behind its back; best effort."""
@@ -255,7 +272,7 @@ class LocalPool:
             os.close(directory)
 
 
-class StreamPool:
+class StreamPool(Moves):
     """A pool reached through libvirt alone."""
 
     def __init__(self, conn: libvirt.virConnect, pool: libvirt.virStoragePool, directory: str):
@@ -264,10 +281,15 @@ class StreamPool:
         self.directory = directory
         self.refresh()
 
-    def names(self) -> list[str]:
-        """See `Pool`."""
+    def _all(self) -> list[str]:
         with libvirt_errors("the storage pool cannot be listed"):
-            return sorted(volume.name() for volume in self._pool.listAllVolumes(0))
+            return [volume.name() for volume in self._pool.listAllVolumes(0)]
+
+    def _there(self, name: str) -> bool:
+        with suppress(GoneError), libvirt_errors(f"volume {name} is not there"):
+            self._volume(name)
+            return True
+        return False
 
     def path(self, name: str) -> str:
         """See `Pool`."""
@@ -326,6 +348,7 @@ class StreamPool:
             stream.sendAll(chunk, None)
             stream.finish()
         file.unlink()
+        self.refresh()  # else libvirt takes the disk for a raw one until it looks by itself
 
     def overlay(self, name: str, base: str, size: int) -> None:
         """See `Pool`."""
@@ -334,6 +357,7 @@ class StreamPool:
 
     def blank(self, name: str, size: int) -> None:
         """See `Pool`."""
+        self._make_way(name)
         with libvirt_errors(f"the disk {name} cannot be made"):
             self._create(name, "qcow2", size)
 
@@ -344,20 +368,36 @@ class StreamPool:
 
     def rename(self, old: str, new: str) -> None:
         """See `Pool`; libvirt knows no renaming, so the volume is copied on the host."""
-        self.delete(new)  # an earlier copy that was interrupted; the old one is still whole
+        size = self.capacity(old)
+        self._begin_anew(old)
+        events.step("note the new name", volume=old)
+        self.write(MARK + old, new.encode())
+        try:
+            events.step("copy", volume=new)
+            self._copy(old, new, size)
+        except PoclabError:
+            self.undo(old)
+            raise
+        events.step("delete the old name", volume=old)
+        self._drop(old)
+        events.step("forget the new name", volume=old)
+        self._drop(MARK + old)
+
+    def _copy(self, old: str, new: str, size: int) -> None:
+        self._drop(new)
         with libvirt_errors(f"the disk {old} cannot be renamed"):
             source = self._volume(old)
-            xml = volume_xml(new, "qcow2", self.capacity(old))
-            self._pool.createXMLFrom(xml, source, 0)
-        self.delete(old)
+            made = self._pool.createXMLFrom(volume_xml(new, "qcow2", size), source, 0)
+            # qemu-img convert leaves the data to the page cache; resize has it on the disk, also
+            # when the size is as before.
+            made.resize(size, 0)
 
     def capacity(self, name: str) -> int:
         """See `Pool`."""
         with libvirt_errors(f"volume {name} is not there"):
             return int(self._volume(name).info()[1])
 
-    def delete(self, name: str) -> None:
-        """See `Pool`."""
+    def _drop(self, name: str) -> None:
         try:
             self._volume(name).delete(0)
         except libvirt.libvirtError as error:
@@ -388,6 +428,7 @@ class StreamPool:
         """See `Pool`."""
         for name in self.leftovers():
             shutil.rmtree(name, ignore_errors=True)
+        self._forget_ended()
 
     def refresh(self) -> None:
         """Have libvirt look at the directory again.
@@ -422,38 +463,6 @@ class StreamPool:
         self, name: str, kind: str, size: int, *, backing: str = "", mode: str = "0600"
     ) -> libvirt.virStorageVol:
         return self._pool.createXML(volume_xml(name, kind, size, backing=backing, mode=mode), 0)
-
-
-def volume_xml(name: str, kind: str, size: int, *, backing: str = "", mode: str = "0600") -> str:
-    """The XML of a new volume (https://libvirt.org/formatstorage.html)."""
-    root = Element("volume")
-    SubElement(root, "name").text = name
-    SubElement(root, "capacity", {"unit": "bytes"}).text = str(size)
-    SubElement(root, "allocation").text = "0"
-    target = SubElement(root, "target")
-    SubElement(target, "format", {"type": kind})
-    SubElement(SubElement(target, "permissions"), "mode").text = mode
-    if kind == "qcow2":
-        SubElement(target, "compat").text = "1.1"
-    if backing:
-        below = SubElement(root, "backingStore")
-        SubElement(below, "path").text = backing
-        SubElement(below, "format", {"type": "qcow2"})
-    return tostring(root, encoding="unicode")
-
-
-def pool_xml(name: str, directory: str) -> str:
-    """The XML of a directory pool."""
-    root = Element("pool", {"type": "dir"})
-    SubElement(root, "name").text = name
-    target = SubElement(root, "target")
-    SubElement(target, "path").text = directory
-    return tostring(root, encoding="unicode")
-
-
-def pool_directory(xml: str) -> str:
-    """The directory that a pool's XML names."""
-    return fromstring(xml).findtext("target/path", "")  # noqa: S314 - libvirtd wrote it
 
 
 def _abandoned(path: Path) -> bool:

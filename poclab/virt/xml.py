@@ -1,13 +1,21 @@
-"""Domain and network XML from frozen specifications. Pure: no policy, no libvirt.
+"""Domain and network XML from frozen specifications, and a pool's. Pure: no policy, no libvirt.
 
-What the elements mean: https://libvirt.org/formatdomain.html and formatnetwork.html.
+What the elements mean: https://libvirt.org/formatdomain.html, formatnetwork.html and
+formatstorage.html.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from xml.etree.ElementTree import Element, SubElement, indent, register_namespace, tostring
+from xml.etree.ElementTree import (
+    Element,
+    SubElement,
+    fromstring,
+    indent,
+    register_namespace,
+    tostring,
+)
 
 from poclab.model import HostEntry
 
@@ -165,6 +173,38 @@ def network_xml(spec: NetworkSpec) -> str:
 def host_xml(entry: HostEntry) -> str:
     """The XML of one reservation, for virNetworkUpdate."""
     return tostring(_host(entry), encoding="unicode")
+
+
+def volume_xml(name: str, kind: str, size: int, *, backing: str = "", mode: str = "0600") -> str:
+    """The XML of a new volume."""
+    root = Element("volume")
+    SubElement(root, "name").text = name
+    SubElement(root, "capacity", {"unit": "bytes"}).text = str(size)
+    SubElement(root, "allocation").text = "0"
+    target = SubElement(root, "target")
+    SubElement(target, "format", {"type": kind})
+    SubElement(SubElement(target, "permissions"), "mode").text = mode
+    if kind == "qcow2":
+        SubElement(target, "compat").text = "1.1"
+    if backing:
+        below = SubElement(root, "backingStore")
+        SubElement(below, "path").text = backing
+        SubElement(below, "format", {"type": "qcow2"})
+    return tostring(root, encoding="unicode")
+
+
+def pool_xml(name: str, directory: str) -> str:
+    """The XML of a directory pool."""
+    root = Element("pool", {"type": "dir"})
+    SubElement(root, "name").text = name
+    target = SubElement(root, "target")
+    SubElement(target, "path").text = directory
+    return tostring(root, encoding="unicode")
+
+
+def pool_directory(xml: str) -> str:
+    """The directory that a pool's XML names."""
+    return fromstring(xml).findtext("target/path", "")  # noqa: S314 - libvirtd wrote it
 
 
 def _host(entry: HostEntry) -> Element:

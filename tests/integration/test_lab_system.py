@@ -108,6 +108,40 @@ def test_reset_and_kept_disks_work_through_both_ways_to_the_pool(
     assert labs.leftovers(lab.host) == []
 
 
+def test_keep_that_is_said_later_survives_a_stop_where_libvirt_has_to_copy(
+    member_lab: OneLab, both: tuple[Host, Host]
+) -> None:
+    lab, (root, _) = member_lab, both
+
+    def written(keep: str) -> None:
+        lab.write(f"a: {{image: 'tiny:v1', disks: [{{name: data, size: 1MiB, keep: {keep}}}]}}")
+
+    written("false")
+    lab.up()
+    lab.off("a")
+    content = labs.scribble(root, lab.disks("a")[1], 0x44)
+    kept = f"data.{lab.name}.a.data.qcow2"
+    written("true")
+    steps = lab.host.count_steps(["up", lab.path, "--yes"]).steps
+    at = steps.index("delete the old name") + 1
+    assert labs.content(root, kept) == content
+    written("false")
+    lab.up()
+    # Both are there and whole: the next one goes on.
+    written("true")
+    assert lab.host.stop_at(["up", lab.path, "--yes"], at).reached
+    lab.up()
+    assert labs.content(root, kept) == content
+    assert lab.volumes() == set(lab.disks("a")) == {lab.disks("a")[0], kept}
+    # Or it was no longer meant to be kept: nothing of it stays.
+    written("false")
+    lab.up()
+    written("true")
+    assert lab.host.stop_at(["up", lab.path, "--yes"], at).reached
+    lab.down()
+    assert lab.volumes() == set()
+
+
 def test_what_a_renamed_domain_stands_on_is_seen_without_reading_the_files(
     member_lab: OneLab, both: tuple[Host, Host]
 ) -> None:

@@ -174,6 +174,103 @@ def blank_disks_grow_and_are_renamed(pool: AnyPool) -> None:
     assert "backing file" not in info(pool, "data.t.qcow2")
 
 
+def scribbled(pool: AnyPool, name: str) -> None:
+    """A data disk with content."""
+    pool.blank(name, 8 * MIB)
+    argv = ["qemu-io", "-c", "write -P 0x5a 1M 64k", pool.path(name)]
+    subprocess.run(argv, check=True, timeout=60, capture_output=True)
+
+
+def holds_its_content(pool: AnyPool, name: str) -> bool:
+    """Whether a disk has what `scribbled` wrote."""
+    argv = ["qemu-io", "-r", "-c", "read -P 0x5a 1M 64k", pool.path(name)]
+    done = subprocess.run(argv, timeout=60, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and "verification failed" not in done.stdout
+
+
+def kind(pool: AnyPool) -> str:
+    """How `opened` names the pool's class."""
+    return "local" if isinstance(pool, LocalPool) else "stream"
+
+
+def killed_rename(pool: AnyPool, old: str, new: str, step: int) -> bool:
+    """Rename in a process that is killed at a step; whether it got that far."""
+    code = (
+        "import os, sys\n"
+        "from poclab import events\n"
+        "from tests.support.pool_contract import opened\n"
+        "kind, old, new, left = *sys.argv[1:4], [int(sys.argv[4])]\n"
+        "def listener(event):\n"
+        "    left[0] -= event.kind == 'step'\n"
+        "    if left[0] == 0:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "with opened(kind) as pool, events.listening(listener):\n"
+        "    pool.rename(old, new)\n"
+    )
+    argv = [sys.executable, "-c", code, kind(pool), old, new, str(step)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (0, -9), done.stderr
+    pool.refresh()
+    return done.returncode == -9
+
+
+OLD, NEW = "scratch.t.vm.d.1.qcow2", "data.t.vm.d.qcow2"
+
+
+@check
+def a_rename_cut_short_loses_and_doubles_nothing(pool: AnyPool) -> None:
+    """Whatever step it ends at one name counts, and the same again, or a deletion, goes on."""
+    before = set(files(pool))
+    step, reached = 1, True
+    while reached:
+        for go_on in ("rename", "delete", "undo"):
+            scribbled(pool, OLD)
+            reached = killed_rename(pool, OLD, NEW, step)
+            (name,) = {OLD, NEW}.intersection(pool.names())
+            assert holds_its_content(pool, name), f"{name}, stopped at {step}"
+            pool.sweep()
+            if go_on == "rename" and name == OLD:
+                pool.rename(OLD, NEW)
+                assert {OLD, NEW}.intersection(pool.names()) == {NEW}
+                assert holds_its_content(pool, NEW)
+            elif go_on == "undo":
+                for old in pool.moves():
+                    pool.undo(old)
+                assert {OLD, NEW}.intersection(pool.names()) == {name}
+                assert holds_its_content(pool, name)
+            pool.delete(OLD)
+            pool.delete(NEW)
+            assert set(files(pool)) == before, f"stopped at {step}, then {go_on}"
+        step += 1
+    # A file's rename has no step in between; that of a volume four.
+    assert step == (2 if isinstance(pool, LocalPool) else 6)
+
+
+def files(pool: AnyPool) -> list[str]:
+    """What the pool's directory really holds."""
+    pool.refresh()
+    return sorted(path.name for path in Path(pool.directory).iterdir())
+
+
+@check
+def half_a_copy_does_not_count(pool: AnyPool) -> None:
+    """A copy is nothing while what it is copied from is there, and gives way to another disk."""
+    scribbled(pool, OLD)
+    pool.write(f"move.{OLD}", NEW.encode())
+    pool.write(NEW, b"half a co")
+    with opened("stream" if isinstance(pool, LocalPool) else "local") as other:
+        for each in (pool, other):
+            assert {OLD, NEW}.intersection(each.names()) == {OLD}
+            assert each.moves() == {OLD: NEW}
+            assert f"move.{OLD}" not in each.names()
+    pool.blank(NEW, 4 * MIB)
+    assert {OLD, NEW} <= set(pool.names())
+    assert pool.capacity(NEW) == 4 * MIB
+    assert holds_its_content(pool, OLD)
+    pool.delete(OLD)
+    assert NEW in pool.names()
+
+
 @check
 def sparse_disks_stay_sparse(pool: AnyPool) -> None:
     """A large empty disk takes next to nothing."""
@@ -207,9 +304,12 @@ def what_a_killed_command_left_is_swept(pool: AnyPool) -> None:
         "    print(directory, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    kind = "local" if isinstance(pool, LocalPool) else "stream"
     done = subprocess.run(
-        [sys.executable, "-c", code, kind], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, kind(pool)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == -9, done.stderr
     left = Path(done.stdout.strip())
