@@ -6,8 +6,8 @@ systemd.system-credentials(7). Which version of systemd in the guest reads what:
 - 252: the strings themselves, and `tmpfiles.extra` (tmpfiles.d lines: keys, network files);
 - 254: `system.hostname`; a name in /etc/hostname goes before it;
 - 256: `network.network.*`. Older ones get the same files from tmpfiles.extra, which comes too
-  late for a systemd-networkd that starts before systemd-tmpfiles-setup.service: nothing in
-  those versions orders the two, so such an image should.
+  late for a systemd-networkd that starts before systemd-tmpfiles-setup.service. Nothing in
+  those versions orders the two: the builder `direct` does, other images should.
 
 The files are written anew at each boot from what the domain says. Network files name their NIC
 by its MAC address, so one that outlives its NIC on a disk applies to nothing.

@@ -179,6 +179,7 @@ def _unpacked(tar: Path, members: rootfs.Members, work: Path, request: BuildRequ
     root = _Root(work / "tree", members, epoch)
     rootfs.unpack(tar, members, root.tree)
     _make_growable(root, _id(request, "root"))
+    _order_networkd(root)
     _warn_of_machine_id(root, request.image)
     return root
 
@@ -223,6 +224,19 @@ def _make_growable(root: _Root, root_uuid: str) -> None:
     if owner is not None:
         owner.size = members["etc/fstab"].size
         members["etc/fstab"] = owner
+
+
+def _order_networkd(root: _Root) -> None:
+    """Have systemd-networkd start when the files with its static addresses are there.
+
+    Below version 256 they come from systemd-tmpfiles (see `credentials`), and nothing in those
+    versions orders the two. systemd-networkd is not part of sysinit.target, so it may come later.
+    """
+    unit = "usr/lib/systemd/system/systemd-networkd.service"
+    name = f"{unit}.d/50-poclab.conf"
+    if unit in root.members and _can_add(root.members, name):
+        text = "[Unit]\nAfter=systemd-tmpfiles-setup.service\n"
+        rootfs.add_file(root.members, root.tree, name, text, root.epoch)
 
 
 def _can_add(members: rootfs.Members, name: str) -> bool:

@@ -168,6 +168,11 @@ def test_grows_with_the_disk(root: Root) -> None:
     assert "resize_inode" in run("dumpe2fs", "-h", root.device)
 
 
+def test_networkd_starts_when_its_addresses_are_there(root: Root) -> None:
+    name = "/usr/lib/systemd/system/systemd-networkd.service.d/50-poclab.conf"
+    assert root.ask(f"cat {name}") == "[Unit]\nAfter=systemd-tmpfiles-setup.service\n"
+
+
 def test_same_input_same_bytes(image: str, tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):

@@ -247,5 +247,8 @@ def test_an_image_with_systemd_boots_and_is_told_its_address_and_key(web: Web) -
         assert "Debian GNU/Linux 12" in ssh(lab.host, vm, "cat", "/etc/os-release")
         assert ssh(lab.host, vm, "cat", "/proc/1/comm") == "systemd\n"
         assert re.search(r"inet 10\.77\.5\.30/24", ssh(lab.host, vm, "ip", "-o", "address"))
+        order = ssh(lab.host, vm, "systemctl", "show", "--property=After", "systemd-networkd")
+        assert "systemd-tmpfiles-setup.service" in order
+        assert "ordering cycle" not in ssh(lab.host, vm, "journalctl", "--boot", "--no-pager")
         kib = int(ssh(lab.host, vm, "df -k / | tail -n 1").split()[1])
         assert kib > 2.5 * 1024**2

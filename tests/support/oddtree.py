@@ -92,6 +92,7 @@ def write(
             add(f"odd/{name}", data=name.encode("utf-8", "surrogateescape"), uid=7)
         if systemd:
             add("usr/lib/systemd/systemd", data=b"systemd", mode=0o755)
+            add("usr/lib/systemd/system/systemd-networkd.service", data=b"[Unit]\n")
         for number in range(extra):
             add(f"many/{number % 97}/{number}", data=b"y" * (number % 5000))
     return path
