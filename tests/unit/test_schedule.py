@@ -127,7 +127,7 @@ from poclab.schedule import run_in_order
 begun = []
 def task(name):
     begun.append(name)
-    print(name, flush=True)
+    print(name + "\\n", end="", flush=True)  # one write: two threads print
     time.sleep(60)
 try:
     run_in_order({f"vm{n}": () for n in range(9)}, task, workers=2)
