@@ -261,8 +261,3 @@ def observe(host: Host, lab: str) -> Observed:
         pool=host.pool.directory,
         kept=kept,
     )
-
-
-def labs_of(vms: Iterable[ObservedVm]) -> list[str]:
-    """The labs that have VMs, sorted."""
-    return sorted({vm.record.lab for vm in vms})
