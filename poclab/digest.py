@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from poclab import events
@@ -132,19 +133,26 @@ def pieces(descriptor: int) -> Iterator[tuple[int, memoryview]]:
     buffer = bytearray(MIB)
     zeros = memoryview(bytes(MIB))
     offset, size = 0, os.fstat(descriptor).st_size
-    while offset < size:
-        data = _seek(descriptor, offset, os.SEEK_DATA, size)
-        while offset < data:
-            count = min(MIB, data - offset)
+    for begin, end in chain(data_ranges(descriptor, size), [(size, size)]):
+        while offset < begin:
+            count = min(MIB, begin - offset)
             yield offset, zeros[:count]
             offset += count
-        hole = _seek(descriptor, offset, os.SEEK_HOLE, size)
-        while offset < hole:
-            count = os.preadv(descriptor, [memoryview(buffer)[: hole - offset]], offset)
+        while offset < end:
+            count = os.preadv(descriptor, [memoryview(buffer)[: end - offset]], offset)
             if not count:
                 raise OSError(errno.EIO, "it became shorter while it was read")
             yield offset, memoryview(buffer)[:count]
             offset += count
+
+
+def data_ranges(descriptor: int, size: int, offset: int = 0) -> Iterator[tuple[int, int]]:
+    """Where a file has data from `offset` to `size`: begin and end in bytes; the rest is holes."""
+    while offset < size:
+        begin = _seek(descriptor, offset, os.SEEK_DATA, size)
+        offset = _seek(descriptor, begin, os.SEEK_HOLE, size)
+        if begin < offset:
+            yield begin, offset
 
 
 def _seek(descriptor: int, offset: int, what: int, size: int) -> int:

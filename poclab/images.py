@@ -43,7 +43,7 @@ def remove(host: Host, ref: Ref) -> bool:
                 why=f"domain {domain} stands on it",
                 fix="remove that domain first, or, if it was renamed, give it its name back",
             )
-        freed = store.remove(ref, _used(vms, foreign))
+        freed = store.remove(ref, used_volumes(vms, foreign))
     host.settle()
     return freed
 
@@ -76,14 +76,14 @@ def collect(host: Host) -> list[str]:
 
 
 def _collect(host: Host, store: Store) -> list[str]:
-    found = store.garbage(_used(host.vms(), host.foreign()))
+    found = store.garbage(used_volumes(host.vms(), host.foreign()))
     for name in found:
         events.step("delete", volume=name)
         host.pool.delete(name)
     return found
 
 
-def _used(vms: Iterable[ObservedVm], foreign: Foreign) -> frozenset[str]:
+def used_volumes(vms: Iterable[ObservedVm], foreign: Foreign) -> frozenset[str]:
     """The volumes that versions must not take along."""
     digests = {digest for vm in vms for digest in (vm.record.digest, vm.running.digest)}
     return frozenset({*map(base_volume, digests), *foreign.volumes})
@@ -112,7 +112,7 @@ def orphans(host: Host) -> list[Orphan]:
     labs = {name.split(".")[1] for name in names if name.startswith(("overlay.", "scratch."))}
     disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign)]
     store = Store(host.pool, host.uri)
-    bases_ = store.garbage(_used(vms, foreign))
+    bases_ = store.garbage(used_volumes(vms, foreign))
     return [
         *(Orphan("volume", name, "no VM stands on it") for name in disks),
         *(Orphan("volume", name, "no version has it") for name in bases_),

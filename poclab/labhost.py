@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 
-from poclab import config, credentials, events, lock, probe
+from poclab import config, credentials, events, inactive, lock, probe
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, now
 from poclab.model import ObservedVm, VmRecord
@@ -63,6 +63,7 @@ class LabHost:
     def new_overlay(self, record: VmRecord) -> VmRecord:
         """Make a system disk for the record's version; returns the record that names it."""
         base = base_volume(record.digest)
+        inactive.bring_back(self.host, self.store.get(record.version))
         self._check_size(record, base)
         made = replace(record, overlay=overlay_volume(self.lab, record.name, secrets.token_hex(4)))
         size = max(self.host.pool.capacity(base), record.disk_size or 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ from poclab.model import Origin, Profile, Ref, Version
 FORMAT = 1
 MANIFEST = "manifest."
 BASE = "base."
+PACKED = ".zst"
 
 
 class NewerFormatError(ValueError):
@@ -37,6 +38,17 @@ def manifest_volume(ref: Ref) -> str:
 def base_volume(digest: str) -> str:
     """The volume of a base disk."""
     return f"{BASE}{digest.removeprefix('sha256:')}.qcow2"
+
+
+def packed_volume(base: str) -> str:
+    """The volume of a base disk that is packed: compressed, of no use to a VM as it is."""
+    return base + PACKED
+
+
+def with_packed(names: Iterable[str]) -> set[str]:
+    """The volumes that are there, and the bases that are there packed by their usual names."""
+    found = set(names)
+    return found | {name.removesuffix(PACKED) for name in found if name.startswith(BASE)}
 
 
 def encode(version: Version) -> bytes:

@@ -14,12 +14,12 @@ from poclab.errors import PoclabError
 from poclab.formats import detect, opened
 from poclab.formats.base import HEAD
 from poclab.formats.detect import refuse_wrapped
+from poclab.sparse import write_sparse
 from poclab.units import GIB, MIB, TIB, format_size
 
 DEFAULT_LIMIT = TIB
 NAME = "standard input"
 _BLOCK = 64 * 1024  # what is left out when it is all zeros
-_ZEROS = bytes(_BLOCK)
 _SPARE = GIB  # what others on the pool's file system keep
 _ROOM_EVERY = 64 * MIB
 
@@ -55,7 +55,7 @@ def spool(source: BinaryIO, target: Path, *, limit: int = DEFAULT_LIMIT, raw: bo
                 _check_room(target)
                 asked += _ROOM_EVERY
             digest.update(piece)
-            _write(file.fileno(), piece, done)
+            _store(file.fileno(), piece, done)
             done += len(piece)
             if not looked and done >= HEAD:
                 os.ftruncate(file.fileno(), done)
@@ -77,28 +77,9 @@ def _pieces(source: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def _write(descriptor: int, piece: bytes, offset: int) -> None:
-    """Write what is not zeros, as few and as long runs as there are."""
-    view = memoryview(piece)
-    begin = 0  # of the run
-    for start in range(0, len(piece) + _BLOCK, _BLOCK):
-        block = piece[start : start + _BLOCK]  # bytes, which compare much faster than views
-        if block and block != _ZEROS[: len(block)]:
-            continue
-        if begin < start:
-            _write_run(descriptor, view[begin:start], offset + begin)
-        begin = start + _BLOCK
-
-
-def _write_run(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        count = _pwrite(descriptor, data, offset)
-        data, offset = data[count:], offset + count
-
-
-def _pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+def _store(descriptor: int, piece: bytes, offset: int) -> None:
     try:
-        return os.pwrite(descriptor, data, offset)
+        write_sparse(descriptor, piece, offset, _BLOCK)
     except OSError as error:
         raise PoclabError(
             f"{NAME} cannot be stored", why=f"{error.strerror}", fix="make room in the pool"

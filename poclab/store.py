@@ -2,9 +2,10 @@
 
 A version is a manifest volume `manifest.IMAGE.TAG.json` that names a base disk
 `base.SHA256.qcow2`, and the bases below it when that is layered on others. The manifest is
-written last: a version exists if and only if its manifest holds and its bases are there. A
-base without a manifest and a manifest that does not hold are garbage. A base never changes,
-so versions with equal disks share one.
+written last: a version exists if and only if its manifest holds and its bases are there, plain
+or packed (`base.SHA256.qcow2.zst`, see `packing`). A base without a manifest, a packed one beside
+a plain one and a manifest that does not hold are garbage. A base never changes, so versions
+with equal disks share one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
-from poclab import disk, events, lock
+from poclab import disk, events, lock, sharing
 from poclab.errors import PoclabError
 from poclab.manifest import (
     BASE,
@@ -28,14 +29,19 @@ from poclab.manifest import (
     encode,
     manifest_volume,
     now,
+    packed_volume,
+    with_packed,
 )
 from poclab.model import Origin, Profile, Ref, Version
+from poclab.units import format_size
 
 _PATIENCE = 600.0  # seconds; a slow upload holds the lock that long
 
 
 class Volumes(Protocol):
     """What the store needs of a pool."""
+
+    directory: str
 
     def names(self) -> list[str]:
         """All volumes."""
@@ -86,7 +92,7 @@ class Store:
 
     def versions(self) -> list[Version]:
         """All versions whose base is there, by image and time."""
-        names = set(self._pool.names())
+        names = with_packed(self._pool.names())
         found = (self._load(name) for name in names if name.startswith(MANIFEST))
         good = [item for item in found if item and names.issuperset(bases(item))]
         return sorted(good, key=lambda item: (item.ref.image, item.created, item.ref.tag))
@@ -104,7 +110,7 @@ class Store:
         return self._find(ref) or self._missing(ref)
 
     def _find(self, ref: Ref) -> Version | None:
-        names = set(self._pool.names())
+        names = with_packed(self._pool.names())
         if manifest_volume(ref) not in names:
             return None
         version = self._load(manifest_volume(ref))
@@ -222,15 +228,17 @@ class Store:
             parents=parents,
         )
         base, *below = bases(version)
+        self._share(version, file)
         with self.changing():
             self.refuse_existing(ref)
             names = self._pool.names()
-            lost = sorted(set(below).difference(names))
+            lost = sorted(set(below).difference(with_packed(names)))
             if lost:
                 raise PoclabError(f"{ref} has nothing to stand on", why=f"{lost[0]} is gone")
             found = base in names
             try:
-                if base not in {base_volume(version.digest) for version in self.versions()}:
+                known = {base_volume(version.digest) for version in self.versions()}
+                if base not in known or not found:
                     events.step("base", volume=base)
                     self._pool.adopt(base, file)  # one there without a manifest may be cut short
                 events.step("manifest", version=str(ref))
@@ -239,7 +247,32 @@ class Store:
                 if not found:
                     self._pool.delete(base)
                 raise
+            if packed_volume(base) in names:
+                self._pool.delete(packed_volume(base))
         return version
+
+    def _share(self, version: Version, file: Path) -> None:
+        """Have a new base share its blocks with the bases there are; it is as good without that."""
+        directory = Path(self._pool.directory)
+        # Where the pool is reached through libvirt alone, files are staged elsewhere.
+        if directory not in file.parents or base_volume(version.digest) in self._pool.names():
+            return
+        image = version.ref.image
+        there = sorted(self.versions(), key=lambda item: (item.ref.image == image, item.created))
+        digests = dict.fromkeys(
+            digest for item in there[::-1] for digest in (item.digest, *item.parents)
+        )
+        others = [sharing.Disk(digest, directory / base_volume(digest)) for digest in digests]
+        if not others or not sharing.possible(file.parent):
+            return
+        try:
+            events.step("share blocks", others=len(others))
+            shared = sharing.share(sharing.Disk(version.digest, file), others, str(directory))
+        except OSError as error:
+            events.debug(f"{version.ref} shares no blocks: {error}")
+            return
+        if shared:
+            events.note(f"{version.ref} shares {format_size(shared)} with other versions")
 
     def tag(self, source: Ref, target: Ref) -> Version:
         """Give a version a second name.
@@ -278,6 +311,7 @@ class Store:
             return False
         events.step("remove base", volume=base)
         self._pool.delete(base)
+        self._pool.delete(packed_volume(base))
         return True
 
     # --- garbage -----------------------------------------------------------------------
@@ -292,8 +326,14 @@ class Store:
             PoclabError: a manifest is there and cannot be read: then nobody can tell.
         """
         needed, damaged = self._survey(used)
-        bases = [name for name in self._pool.names() if name.startswith(BASE)]
-        return [name for name in bases if name not in needed] + damaged
+        names = [name for name in self._pool.names() if name.startswith(BASE)]
+        # Of a packed base beside the plain one packing or unpacking was cut short: both are whole.
+        needed |= {packed_volume(name) for name in needed.difference(names)}
+        return [name for name in names if name not in needed] + damaged
+
+    def has_newer(self) -> bool:
+        """Whether there is a version that only a newer poclab understands."""
+        return any(self._newer(name) for name in self._pool.names() if name.startswith(MANIFEST))
 
     def _survey(self, used: frozenset[str], without: str = "") -> tuple[set[str], list[str]]:
         """The bases that something needs, one manifest aside, and the manifests that do not count.
@@ -313,7 +353,7 @@ class Store:
                 needed.update(bases(self._read(name)))
             except NewerFormatError:
                 # What it stands on cannot be known: every base may be it.
-                needed.update(other for other in names if other.startswith(BASE))
+                needed.update(name for name in with_packed(names) if name.startswith(BASE))
             except ValueError:
                 damaged.append(name)
         return needed, damaged

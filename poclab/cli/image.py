@@ -50,6 +50,7 @@ def build(
     from poclab.build import build_image
     from poclab.imagefile import load_image
     from poclab.images import collect
+    from poclab.inactive import pack_older
     from poclab.store import Store
 
     check_tag(tag)
@@ -67,6 +68,7 @@ def build(
             builder=builder,
             no_cache=no_cache,
         )
+        pack_older(host, definition.name)
         host.settle()
 
 
@@ -139,6 +141,7 @@ def import_(
     from poclab.cli import importing
     from poclab.images import collect
     from poclab.importer import Wish, import_disk
+    from poclab.inactive import pack_older
     from poclab.store import Store
 
     name = Ref.parse(ref)
@@ -155,8 +158,9 @@ def import_(
     with context.host() as host:
         collect(host)
         version = import_disk(Store(host.pool, host.uri), name, wish)
+        _published(version.ref, version.size)
+        pack_older(host, name.image)
         host.settle()
-    _published(version.ref, version.size)
 
 
 @app.command()
@@ -189,3 +193,35 @@ def rm(
             remove(host, ref)
             if not context.options().quiet:
                 output.tell(f"{ref} is removed")
+
+
+@app.command()
+def pack(
+    refs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME:TAG]...", help="Left out: all that may be packed."),
+    ] = None,
+) -> None:
+    """Compress versions that no VM stands on; `up` and `reset` bring them back."""
+    from poclab import inactive
+
+    found = [Ref.parse(text) for text in dict.fromkeys(refs or ())]
+    with context.host() as host:
+        if found:
+            inactive.pack(host, found)
+        elif not inactive.pack_all(host) and not context.options().quiet:
+            output.tell("no version is to be packed")
+        host.settle()
+
+
+@app.command()
+def unpack(
+    refs: Annotated[list[str], typer.Argument(metavar="NAME:TAG...", help="Versions.")],
+) -> None:
+    """Bring packed versions back, for a quick `up` or `reset` later."""
+    from poclab import inactive
+
+    found = [Ref.parse(text) for text in dict.fromkeys(refs)]
+    with context.host() as host:
+        inactive.unpack(host, found)
+        host.settle()

@@ -9,50 +9,18 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support import accounts, labs
+from tests.support import filesystems, labs
 from tests.support.hosts import Completed, Host
 from tests.support.labs import MIB, Vm
 
 
-@contextmanager
-def small(size: str) -> Iterator[Host]:
-    """A session whose pool is on a tmpfs of its own that nobody else sees."""
-    user = accounts.ordinary()
-    holder = subprocess.Popen(
-        [*accounts.as_root(), "unshare", "--mount", "sh", "-c", "echo $$; exec cat"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdin
-    assert holder.stdout
-    try:
-        pid = holder.stdout.readline().strip()
-        enter = (*accounts.as_root(), "nsenter", "--mount", f"--target={pid}")
-        uri = "qemu:///session"
-        env = {"POCLAB_CONNECT": uri, "LIBVIRT_DEFAULT_URI": uri, "POCLAB_ACCEL": "tcg"}
-        with accounts.place(user, env, enter) as place:
-            pool = place.root / "tmp/pool"
-            options = f"size={size},uid={user.uid},gid={user.gid},mode=0700"
-            pool.mkdir()
-            mount = [*enter, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(pool)]
-            subprocess.run(mount, check=True, timeout=10)
-            yield Host(uri, replace(place, env={**place.env, "POCLAB_POOL_DIR": str(pool)}))
-    finally:
-        holder.stdin.close()
-        holder.wait(10)
-        holder.stdout.close()
-
-
 @pytest.fixture
 def host() -> Iterator[Host]:
-    with small("12m") as found:
+    with filesystems.session("tmpfs", "12m") as found:
         yield found
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from tests.support import hosts, labs, oddtree
 from tests.support.hosts import Host
-from tests.support.stops import STATUS, told
+from tests.support.imagestops import survive
+from tests.support.stops import STATUS
 
 
 @pytest.fixture(scope="module")
@@ -21,60 +19,6 @@ def host() -> Iterator[Host]:
     with hosts.session() as found:
         labs.store(found, "other:v1")
         yield found
-
-
-@dataclass(frozen=True)
-class Images:
-    """A pool of versions."""
-
-    host: Host
-
-    def seen(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """The versions without their times, and every file of the pool."""
-        rows = json.loads(self.host.poclab("image", "ls", "-o", "json").stdout)
-        for row in rows:
-            del row["created"]
-        return rows, labs.look(self.host)["files"]
-
-    def sound(self) -> None:
-        """Every version that is listed has its base, and it is the one that was stored."""
-        rows, files = self.seen()
-        for row in rows:
-            base = f"base.{row['digest'].removeprefix('sha256:')}.qcow2"
-            assert base in files
-            path = f"{labs.look(self.host)['directory']}/{base}"
-            assert self.host.run("sha256sum", path).stdout.split()[0] in base
-
-
-def survive(host: Host, add: tuple[str, ...], ref: str, how: str, every: int = 1) -> None:
-    """Stop what adds a version at every step, and then what removes it."""
-    images = Images(host)
-    remove = ("image", "rm", ref, "--yes")
-    empty = images.seen()
-    added = host.count_steps(add)
-    assert added.result.returncode == 0, added.result.stderr
-    stored = images.seen()
-    removed = host.count_steps(remove)
-    assert images.seen() == empty
-    for step in range(1, len(added.steps) + 1, every):
-        stopped = host.stop_at(add, step, how)
-        assert stopped.reached
-        told(stopped, how)
-        images.sound()
-        done = host.poclab(*add, check=False)
-        assert done.returncode == 0, f"stopped at {stopped.steps}\n{done.stderr}"
-        assert images.seen() == stored, stopped.steps
-        assert labs.leftovers(host) == []
-        if step <= len(removed.steps):
-            stopped = host.stop_at(remove, step, how)
-            assert stopped.reached
-            assert stopped.result.returncode == STATUS[how]
-            images.sound()
-        again = host.poclab(*remove, check=False)
-        # The version went first: then there is nothing to remove but what is left over.
-        assert again.returncode == 0 or f"{ref} is not there" in again.stderr, again.stderr
-        assert images.seen() == empty, stopped.steps
-        assert labs.leftovers(host) == []
 
 
 @pytest.mark.parametrize("how", STATUS)

@@ -14,6 +14,7 @@ class DirectoryPool:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.directory = str(root)
         root.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:

@@ -173,6 +173,14 @@ def content(host: Host, volume: str) -> str:
     return hashlib.sha256(Path(raw).read_bytes()).hexdigest()
 
 
+def base(host: Host, ref: str) -> str:
+    """The name of a version's base disk."""
+    name, _, tag = ref.partition(":")
+    rows = json.loads(host.poclab("image", "ls", name, "-o", "json").stdout)
+    (digest,) = [row["digest"] for row in rows if row["tag"] == tag]
+    return f"base.{digest.removeprefix('sha256:')}.qcow2"
+
+
 def scribble(host: Host, volume: str, pattern: int) -> str:
     """Write into a volume that no VM has open; returns its content's digest."""
     path = f"{look(host)['directory']}/{volume}"

@@ -43,7 +43,7 @@ def build(host: Host, tags: Sequence[str] = TAGS) -> None:
     """Build versions on a host as its user would, and keep their disks for `give`."""
     base(host)
     for tag in tags:
-        host.poclab("image", "build", "shop", "--tag", tag)
+        host.poclab("image", "build", "shop", "--tag", tag, POCLAB_PACK="0")
     rows = json.loads(host.poclab("image", "ls", "shop", "-o", "json").stdout)
     directory = host.virsh("pool-dumpxml", "poclab").split("<path>")[1].split("<")[0]
     for row in rows:
@@ -75,8 +75,8 @@ def give(host: Host, tags: Sequence[str] = TAGS) -> None:
         host.poclab("image", "import", f"shop:{tag}", str(disk(tag)))
 
 
-def debian(host: Host, tag: str) -> None:
-    """Build a version of Debian with systemd on a host, from an image that knows no poclab."""
+def debian_image(host: Host) -> None:
+    """Make the container image of Debian with systemd, in the account's storage."""
     cached = accounts.CHECKOUT / ".cache"
     readable = host.run("test", "-r", str(cached / "debian-guest"), check=False).returncode == 0
     if not readable:
@@ -85,6 +85,11 @@ def debian(host: Host, tag: str) -> None:
         host.give(cached)
     command = "tests/support/debian_guest/build"
     host.run(command, timeout=300, POCLAB_TEST_CACHE=str(cached))
+
+
+def debian(host: Host, tag: str) -> None:
+    """Build a version of Debian with systemd on a host, from an image that knows no poclab."""
+    debian_image(host)
     text = f"builder: direct\ncontainer: {DEBIAN}\nrootfs: ext4\ndisk: 2GiB\n"
     text += "kernel_args: [console=ttyS0]\nuser: root\n"
     definition = host.write("debian/image.yaml", text).parent

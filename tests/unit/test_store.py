@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poclab import events
+from poclab import events, sharing
 from poclab.errors import PoclabError
 from poclab.manifest import (
     NewerFormatError,
@@ -21,6 +21,7 @@ from poclab.manifest import (
     encode,
     manifest_volume,
     now,
+    packed_volume,
 )
 from poclab.model import Origin, Profile, Ref, Version
 from poclab.store import Store
@@ -467,3 +468,123 @@ def test_a_store_is_changed_by_one_at_a_time(store: Store) -> None:
         publish(store, V1)
     with store.changing(), pytest.raises(RuntimeError, match="holds the lock"):
         store.tag(V1, V2)
+
+
+# --- packed bases -------------------------------------------------------------------------
+
+
+def pack(pool: DirectoryPool, version: Version, *, keep: bool = False) -> str:
+    """Put a file in a base's place that stands for the packed one; gives the plain one's name."""
+    base = base_volume(version.digest)
+    pool.write(packed_volume(base), b"packed")
+    if not keep:
+        pool.delete(base)
+    return base
+
+
+def test_a_packed_version_is_there(store: Store, pool: DirectoryPool) -> None:
+    version = publish(store, V1)
+    pack(pool, version)
+    assert store.versions() == [version]
+    assert store.get(V1) == version
+    assert store.garbage() == []
+    with pytest.raises(PoclabError, match="exists already"):
+        publish(store, V1)
+
+
+def test_a_version_on_a_packed_base_can_be_published(store: Store, pool: DirectoryPool) -> None:
+    below = publish(store, V1)
+    pack(pool, below)
+    version = publish(store, V2, b"other", parents=(below.digest,))
+    assert store.versions() == [below, version]
+    assert store.garbage() == []
+
+
+def test_of_two_forms_the_packed_one_is_garbage(store: Store, pool: DirectoryPool) -> None:
+    version = publish(store, V1)
+    base = pack(pool, version, keep=True)
+    assert store.garbage() == [packed_volume(base)]
+    assert store.garbage(frozenset([base])) == [packed_volume(base)]
+
+
+def test_a_packed_base_of_no_version_is_garbage(store: Store, pool: DirectoryPool) -> None:
+    version = publish(store, V1)
+    base = pack(pool, version)
+    pool.delete(manifest_volume(V1))
+    assert store.garbage() == [packed_volume(base)]
+    assert store.garbage(frozenset([base])) == []
+
+
+def test_a_packed_version_is_removed_whole(store: Store, pool: DirectoryPool) -> None:
+    version = publish(store, V1)
+    pack(pool, version)
+    with store.changing():
+        assert store.remove(V1)
+    assert pool.names() == []
+
+
+def test_the_same_disk_published_again_is_plain(store: Store, pool: DirectoryPool) -> None:
+    base = pack(pool, publish(store, V1))
+    publish(store, V2)
+    assert base in pool.names()
+    assert packed_volume(base) not in pool.names()
+
+
+def test_of_a_newer_manifest_no_packed_base_is_garbage(store: Store, pool: DirectoryPool) -> None:
+    version = publish(store, V1)
+    pack(pool, version)
+    pool.write(manifest_volume(V1), sealed(format=2))
+    assert store.garbage() == []
+    assert store.has_newer()
+
+
+# --- shared blocks ------------------------------------------------------------------------
+
+
+def test_what_a_new_base_is_compared_with(
+    store: Store, pool: DirectoryPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same image first, the latest first; a base that two versions have once."""
+    seen: list[list[str]] = []
+
+    def share(disk: sharing.Disk, others: list[sharing.Disk], directory: str) -> int:
+        assert directory == pool.directory
+        assert disk.path.read_bytes() == b"new"
+        seen.append([other.path.read_text() for other in others])
+        return 5 * 1024**2
+
+    monkeypatch.setattr(sharing, "possible", lambda _directory: True)
+    monkeypatch.setattr(sharing, "share", lambda *_given: 0)
+    times = iter(range(10))
+    monkeypatch.setattr("poclab.store.now", lambda: f"2026-01-01T00:00:0{next(times)}Z")
+    for ref, content in ((V1, b"1"), (Ref("web", "v1"), b"w"), (V2, b"2")):
+        publish(store, ref, content)
+    store.tag(V2, Ref("shop", "same"))
+    monkeypatch.setattr(sharing, "share", share)
+    told: list[str] = []
+    with events.listening(lambda event: told.append(event.text) if event.kind == "note" else None):
+        publish(store, Ref("shop", "v3"), b"new")
+    assert seen == [["2", "1", "w"]]
+    assert told == ["shop:v3 shares 5 MiB with other versions"]
+
+
+def test_a_failure_to_share_fails_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(*_given: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sharing, "possible", lambda _directory: True)
+    monkeypatch.setattr(sharing, "share", share)
+    publish(store, V1, b"1")
+    publish(store, V2, b"2")
+    assert [version.ref for version in store.versions()] == [V1, V2]
+
+
+def test_nothing_is_shared_where_files_are_staged_elsewhere(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "possible", lambda _directory: pytest.fail("asked"))
+    for ref in (V1, V2):
+        file = tmp_path / str(ref)
+        file.write_text(str(ref))
+        store.publish(ref, file, virtual_size=1, profile=Profile.LINUX, origin=ORIGIN)
+    assert len(store.versions()) == 2
