@@ -235,6 +235,7 @@ def convert_to_qcow2(
     *,
     part: Part | None = None,
     at_most: int | None = None,
+    backing: Path | None = None,
 ) -> None:
     """Copy a disk into a new qcow2 file: sparse, uncompressed, without internal snapshots.
 
@@ -247,6 +248,8 @@ def convert_to_qcow2(
         part: where in the source the disk is, when it is not the whole file.
         at_most: bytes the target may have, for a source that is not trusted; qemu-img's
             memory is limited as well then.
+        backing: the qcow2 disk that the source stands on directly, for a copy that stands on
+            it too and holds no more than the source itself.
 
     Raises:
         PoclabError: qemu-img failed, or the target exists.
@@ -254,6 +257,8 @@ def convert_to_qcow2(
     if target.exists():
         raise PoclabError(f"{target} exists already")
     argv = ["qemu-img", "convert", "-p", "-O", "qcow2", "-o", "compat=1.1"]
+    if backing is not None:
+        argv += ["-B", _plain(backing), "-F", "qcow2"]
     argv += [*_reading(source, source_format, part), _plain(target)]
     if at_most is not None:
         # prlimit(1), not limits set between fork and exec: other threads may run here.
@@ -275,6 +280,59 @@ def convert_to_qcow2(
     except BaseException:
         target.unlink(missing_ok=True)
         raise
+
+
+def copy_layer(source: Path, base: Path, target: Path) -> None:
+    """Copy all that a disk holds above another one into a new qcow2 file over that one.
+
+    The new file names the disk below without a directory: both are to lie side by side.
+
+    Args:
+        source: a qcow2 file of poclab's own that no VM runs on.
+        base: a qcow2 file below it, directly or not.
+        target: the file to make; must not exist.
+
+    Raises:
+        PoclabError: qemu-img failed, the copy is damaged, or the target exists.
+    """
+    below = Path(source.parent, backing_file(source))
+    convert_to_qcow2(source, "qcow2", target, backing=below)
+    try:
+        if below != base:
+            # With -B convert takes the topmost file alone (img_convert() in qemu-img.c), whatever
+            # is named: what lies between comes by comparing.
+            _rebase(target, _plain(base))
+        check(target)
+        _rebase(target, base.name, "-u")  # the name alone: the content is the same
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _rebase(path: Path, backing: str, *options: str) -> None:
+    argv = ["qemu-img", "rebase", *options, "-f", "qcow2", "-F", "qcow2", "-b", backing]
+    try:
+        runner().run([*argv, _plain(path)], timeout=_HOURS)
+    except CommandFailed as error:
+        raise PoclabError(
+            f"{shown(path.name, 200)} cannot be put on {shown(backing, 200)}",
+            why=_reason(error.result.last_line),
+            fix=_room(path, error.result.last_line),
+        ) from error
+
+
+def is_blank(path: Path) -> bool:
+    """Whether nothing was ever written to a qcow2 file; no VM may run on it.
+
+    Raises:
+        PoclabError: it is damaged.
+    """
+    argv = ["qemu-img", "check", "--output=json", *_reading(path, "qcow2", None)]
+    result = runner().run(argv, check=False, timeout=1200, limits=_CHECK_LIMITS)
+    if result.code not in (0, 3):
+        raise PoclabError(f"{shown(path.name, 200)} is damaged", why=_reason(result.last_line))
+    # ImageCheck in qapi/block-core.json: left out when there is none.
+    return not json.loads(result.stdout).get("allocated-clusters")
 
 
 def _convert_error(

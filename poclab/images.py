@@ -44,6 +44,7 @@ def remove(host: Host, ref: Ref) -> bool:
                 fix="remove that domain first, or, if it was renamed, give it its name back",
             )
         freed = store.remove(ref, used_volumes(vms, foreign))
+        _collect(host, store)  # what it was layered on and nothing else is
     host.settle()
     return freed
 
@@ -85,8 +86,9 @@ def _collect(host: Host, store: Store) -> list[str]:
 
 def used_volumes(vms: Iterable[ObservedVm], foreign: Foreign) -> frozenset[str]:
     """The volumes that versions must not take along."""
-    digests = {digest for vm in vms for digest in (vm.record.digest, vm.running.digest)}
-    return frozenset({*map(base_volume, digests), *foreign.volumes})
+    records = [record for vm in vms for record in (vm.record, vm.running)]
+    below = {name for record in records for name in bases(record)}
+    return frozenset({*below, *foreign.volumes})
 
 
 @dataclass(frozen=True)

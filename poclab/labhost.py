@@ -15,7 +15,7 @@ from functools import cached_property
 
 from poclab import config, credentials, events, inactive, lock, probe
 from poclab.errors import PoclabError
-from poclab.manifest import base_volume, now
+from poclab.manifest import base_volume, bases, now
 from poclab.model import ObservedVm, VmRecord
 from poclab.plan import Observed
 from poclab.records import Stamp, garbage, volumes
@@ -27,6 +27,7 @@ from poclab.virt.design import (
     detour,
     detour_spec,
     domain_spec,
+    next_mark,
     overlay_volume,
 )
 from poclab.virt.guest import Guest
@@ -60,30 +61,43 @@ class LabHost:
 
     # --- a VM's disks ----------------------------------------------------------------------
 
-    def new_overlay(self, record: VmRecord) -> VmRecord:
-        """Make a system disk for the record's version; returns the record that names it."""
+    def new_overlay(self, record: VmRecord, *, after: str = "") -> VmRecord:
+        """Make a system disk for the record's version; returns the record that names it.
+
+        Args:
+            record: what the VM is to be.
+            after: the system disk whose data disks stay, or an empty string for new ones.
+        """
         base = base_volume(record.digest)
         inactive.bring_back(self.host, self.store.get(record.version))
-        self._check_size(record, base)
-        made = replace(record, overlay=overlay_volume(self.lab, record.name, secrets.token_hex(4)))
+        self.check_sizes(record)
+        mark = secrets.token_hex(4)
+        mark = next_mark(after, mark) if after else mark
+        made = replace(record, overlay=overlay_volume(self.lab, record.name, mark))
         size = max(self.host.pool.capacity(base), record.disk_size or 0)
         events.step("overlay", vm=record.name)
         self.host.pool.overlay(made.overlay, base, size)
         return made
 
-    def _check_size(self, record: VmRecord, base: str) -> None:
-        """See that a base was not cut short: QEMU gives zeros for what is missing, or fails late.
+    def check_sizes(self, record: VmRecord) -> None:
+        """See that no base was cut short: QEMU gives zeros for what is missing, or fails late.
 
         The size alone: the digest of gigabytes takes seconds, and a start should not.
         """
-        version = self.store.get(record.version)
-        size = self.host.pool.stat(base).size
-        if version.digest == record.digest and size != version.size:
-            raise PoclabError(
-                f"the disk of {record.version} is damaged",
-                why=f"{base} has {size} bytes, and had {version.size} when it was stored",
-                fix="check the pool's file system, then build or import it again with another tag",
-            )
+        versions = [self.store.get(record.version)]
+        if record.parents:
+            versions += self.store.versions()
+        stored = {base_volume(version.digest): version.size for version in versions}
+        for base in bases(record):
+            size = self.host.pool.stat(base).size
+            # A parent whose names were removed has no size to compare with.
+            if size != stored.get(base, size):
+                raise PoclabError(
+                    f"the disk of {record.version} is damaged",
+                    why=f"{base} has {size} bytes, and had {stored[base]} when it was stored",
+                    fix="check the pool's file system, then build or import it again"
+                    " with another tag",
+                )
 
     def fit_system_disk(self, record: VmRecord) -> None:
         """See that the system disk is as large as recorded; the VM must be off."""
@@ -136,7 +150,7 @@ class LabHost:
             record,
             self.host.traits,
             uuid=uuid,
-            base=base_volume(record.digest),
+            bases=bases(record),
             path=self.host.pool.path,
             console_log=self.host.console_log(record),
             oem_strings=self._credentials(record),

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from poclab.model import Origin, Profile, Ref, Version
+from poclab.model import Origin, Profile, Ref, Version, VmRecord
 
 FORMAT = 1
 MANIFEST = "manifest."
@@ -86,6 +86,6 @@ def _checksum(body: Mapping[str, Any]) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def bases(version: Version) -> tuple[str, ...]:
-    """The volumes a version's disk consists of: its own, then what it is layered on."""
-    return tuple(base_volume(digest) for digest in (version.digest, *version.parents))
+def bases(item: Version | VmRecord) -> tuple[str, ...]:
+    """The volumes a version's disk consists of, or a VM's below its own: the top first."""
+    return tuple(base_volume(digest) for digest in (item.digest, *item.parents))

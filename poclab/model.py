@@ -164,8 +164,9 @@ class Origin:
     """Where a version comes from.
 
     Attributes:
-        kind: "built" (from a container image, can be built again) or "imported" (precious).
-        source: the container image's name, or the imported file's.
+        kind: "built" (from a container image, can be built again), "imported" or "committed"
+            (precious).
+        source: the container image's name, the imported file's, or the VM as `LAB/VM`.
         digest: the container image's digest or the imported file's sha256, `sha256:HEX`.
         builder: the disk builder's name for a built one.
         inputs: what else went in (builder version, rootfs, size, kernel arguments ...).
@@ -251,6 +252,7 @@ class VmRecord:
         wanted: the version the lab file asked for when it was last applied.
         version: the version the system disk was made from (`reset --to` moves it).
         digest: the digest of that version's base disk.
+        parents: digests of the bases below that one, nearest first.
         overlay: the volume of the system disk.
         cpus: virtual CPUs.
         memory: bytes.
@@ -285,6 +287,7 @@ class VmRecord:
     ready: Ready | None = None
     ssh_key: str = ""
     fresh: bool = True
+    parents: tuple[str, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
 
     @property

@@ -269,11 +269,13 @@ class _Planner:
         found = self.existing.get(vm.name)
         before = found.record if found else None
         if before and vm.image == before.wanted:
-            version, digest, profile = before.version, before.digest, before.profile
+            version, profile = before.version, before.profile
+            digest, parents = before.digest, before.parents
             user = vm.user or before.user
         else:
             manifest = self.versions[vm.image]
-            version, digest, profile = vm.image, manifest.digest, manifest.profile
+            version, profile = vm.image, manifest.profile
+            digest, parents = manifest.digest, manifest.parents
             user = vm.user or manifest.user
         return VmRecord(
             lab=self.lab.name,
@@ -281,6 +283,7 @@ class _Planner:
             wanted=vm.image,
             version=version,
             digest=digest,
+            parents=parents,
             overlay=before.overlay if before else "",
             cpus=vm.cpus,
             memory=vm.memory,

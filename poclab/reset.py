@@ -105,7 +105,13 @@ class _Work:
 
     def _target(self, path: str, version: Version) -> VmRecord:
         record = self._targets[path].record
-        moved = replace(record, version=version.ref, digest=version.digest, profile=version.profile)
+        moved = replace(
+            record,
+            version=version.ref,
+            digest=version.digest,
+            parents=version.parents,
+            profile=version.profile,
+        )
         return remade(moved, "reset", self._labs[record.lab].stamp())
 
     def _put(self, record: VmRecord) -> None:

@@ -93,6 +93,12 @@ class LabFiles:
         config.private_dir(directory)
         return directory / _pin_name(vm, overlay)
 
+    def carry(self, vm: str, overlay: str, to: str) -> None:
+        """Have the host key that is pinned for one overlay pinned for another as well."""
+        old, new = self.known_hosts(vm, overlay), self.known_hosts(vm, to)
+        if old.is_file():
+            shutil.copyfile(old, new)
+
     def forget(self, vm: str, keep: str | None = None) -> None:
         """Drop a VM's pinned host keys.
 

@@ -87,7 +87,7 @@ class ImageRow:
         tag: the tag.
         digest: sha256 of the base disk.
         created: when it was published.
-        origin: how it came: "built" or "imported", and from what.
+        origin: how it came: "built", "imported" or "committed", and from what.
         size: bytes of the base disk's file.
         used_by: VMs on it, `LAB/VM`, separated by blanks.
     """

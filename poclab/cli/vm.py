@@ -8,9 +8,12 @@ import typer
 
 from poclab import output
 from poclab.cli import context
-from poclab.cli.context import OutputOption
+from poclab.cli.context import OutputOption, YesOption
 from poclab.errors import PoclabError, UsageError
+from poclab.model import Ref
+from poclab.names import plain
 from poclab.output import Format
+from poclab.units import format_size
 
 VmArgument = Annotated[
     str,
@@ -21,6 +24,7 @@ VmArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(reset)
+    app.command()(commit)
     app.command()(history)
     app.command(context_settings={"ignore_unknown_options": True})(ssh)
 
@@ -78,6 +82,40 @@ def reset(
         output.show_error(error)
     if errors:
         raise errors[-1]
+
+
+def commit(
+    vm: VmArgument,
+    ref: Annotated[str, typer.Option("--as", metavar="NAME:TAG", help="The version to make.")],
+    message: Annotated[
+        str, typer.Option("--message", metavar="TEXT", help="A line to keep with the version.")
+    ] = "",
+    shutdown: Annotated[
+        bool,
+        typer.Option("--shutdown", help="Shut it down first if it runs; start it afterwards."),
+    ] = False,
+    flatten: Annotated[
+        bool, typer.Option("--flatten", help="Make a disk that stands alone, not a thin layer.")
+    ] = False,
+    yes: YesOption = False,
+) -> None:
+    """Make a version of a VM's system disk, and put the VM on it."""
+    from poclab.commit import Wish
+    from poclab.commit import commit as make
+    from poclab.find import find_vm
+
+    wish = Wish(Ref.parse(ref), plain(message), shutdown, flatten)
+    with context.host() as host:
+        target = find_vm(host.vms(), vm)
+        path = target.record.path
+        stops = target.active and shutdown
+        if stops and not context.confirmed(f"Shut {path} down for it?", yes=yes):
+            output.tell("nothing was done")
+            raise typer.Exit(1)
+        version = make(host, target, wish)
+    if not context.options().quiet:
+        layer = f", a layer on {version.origin.inputs['version']}" if version.parents else ""
+        output.tell(f"committed {path} as {version.ref}, {format_size(version.size)}{layer}")
 
 
 def history(vm: VmArgument, form: OutputOption = Format.TABLE) -> None:

@@ -73,7 +73,7 @@ def domain_spec(
     traits: HostTraits,
     *,
     uuid: str | None,
-    base: str,
+    bases: tuple[str, ...],
     path: Callable[[str], str],
     console_log: str | None,
     oem_strings: tuple[str, ...] = (),
@@ -84,7 +84,7 @@ def domain_spec(
         record: what the VM is to be.
         traits: what the host can do.
         uuid: the domain's UUID where it exists already.
-        base: the volume the system disk's overlay stands on.
+        bases: the volumes the system disk's overlay stands on, the top first.
         path: from a volume's name to its file.
         console_log: where the serial console is copied to.
         oem_strings: SMBIOS strings for the guest.
@@ -109,7 +109,7 @@ def domain_spec(
         cpus=record.cpus,
         memory=record.memory,
         clock=devices.clock,
-        disks=_disks(record, devices, base, path),
+        disks=_disks(record, devices, bases, path),
         interfaces=interfaces,
         qemu_args=qemu_args,
         oem_strings=oem_strings,
@@ -127,12 +127,22 @@ def data_volume(record: VmRecord, disk: DataDisk) -> str:
     """The volume of a data disk.
 
     A kept one has a name that lasts. One that goes with the system disk carries the overlay's
-    own mark, so that a reset makes a new one beside the old, and never mixes the two up.
+    own mark, so that a reset makes a new one beside the old, and never mixes the two up. What
+    the mark has after a `-` tells overlays apart that have the same data disks (see `next_mark`).
     """
     if disk.keep:
         return f"{KEPT}{record.lab}.{record.name}.{disk.name}.qcow2"
-    mark = record.overlay.split(".")[-2]
+    mark = _first(record.overlay)
     return f"scratch.{record.lab}.{record.name}.{disk.name}.{mark}.qcow2"
+
+
+def next_mark(overlay: str, more: str) -> str:
+    """The mark of a system disk that takes another's place and keeps its data disks."""
+    return f"{_first(overlay)}-{more}"
+
+
+def _first(overlay: str) -> str:
+    return overlay.split(".")[-2].partition("-")[0]
 
 
 def overlay_volume(lab: str, vm: str, mark: str) -> str:
@@ -141,14 +151,13 @@ def overlay_volume(lab: str, vm: str, mark: str) -> str:
 
 
 def _disks(
-    record: VmRecord, devices: Devices, base: str, path: Callable[[str], str]
+    record: VmRecord, devices: Devices, bases: tuple[str, ...], path: Callable[[str], str]
 ) -> tuple[DiskSpec, ...]:
     def target(index: int) -> str:
         return devices.disk_prefix + "abcdefghijklmnopqrstuvwxyz"[index]
 
-    system = DiskSpec(
-        path(record.overlay), target(0), devices.disk_bus, backing=(path(base),), boot=True
-    )
+    below = tuple(map(path, bases))
+    system = DiskSpec(path(record.overlay), target(0), devices.disk_bus, backing=below, boot=True)
     data = (
         DiskSpec(
             path(data_volume(record, disk)),

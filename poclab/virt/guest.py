@@ -111,6 +111,11 @@ class Guest:
         with libvirt_errors(f"{self.name} is not there"):
             return bool(self._domain.isActive())
 
+    def saved(self) -> bool:
+        """Whether its memory waits in a file for the next start (`virsh managedsave`)."""
+        with libvirt_errors(f"{self.name} is not there"):
+            return bool(self._domain.hasManagedSaveImage(0))
+
     def definitions(self) -> list[str]:
         """Its XML: as defined, and as it runs."""
         with libvirt_errors(f"{self.name} is not there"):
@@ -212,8 +217,16 @@ class Guest:
                 if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
                     raise
 
-    def shut_down(self, patience: float) -> None:
-        """Ask the guest to shut down; end QEMU when it has not within `patience` seconds."""
+    def shut_down(self, patience: float, *, gently: bool = False) -> None:
+        """Ask the guest to shut down; end QEMU when it has not within `patience` seconds.
+
+        Args:
+            patience: seconds.
+            gently: leave a guest alone that does not shut down, and say so.
+
+        Raises:
+            PoclabError: it still runs (`gently` only).
+        """
         events.step("shut down", domain=self.name)
         if not self.active():
             return
@@ -232,6 +245,11 @@ class Guest:
                 asked = time.monotonic()
                 self._ask_to_shut_down()
             time.sleep(0.1)
+        if gently:
+            raise PoclabError(
+                f"{self.name} did not shut down within {patience:.0f} s",
+                fix="shut it down from inside, then run the same command again",
+            )
         events.warning(f"{self.name} did not shut down within {patience:.0f} s: powered off")
         self.power_off()
 

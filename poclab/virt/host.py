@@ -15,7 +15,7 @@ import libvirt
 
 from poclab import config, events
 from poclab.errors import PoclabError, UsageError
-from poclab.manifest import base_volume
+from poclab.manifest import bases
 from poclab.model import Foreign, NetworkRecord, ObservedVm, VmRecord
 from poclab.names import plain, shown
 from poclab.virt import metadata
@@ -292,7 +292,7 @@ def _recorded(guest: Guest) -> set[str]:
         for record in records
         for name in (
             record.overlay,
-            base_volume(record.digest),
+            *bases(record),
             *(data_volume(record, disk) for disk in record.disks),
         )
     }

@@ -127,7 +127,7 @@ def look(host: Host) -> dict[str, Any]:
     return found
 
 
-_MARK = re.compile(r"\.[0-9a-f]{8}\.qcow2$")
+_MARK = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{8})?\.qcow2$")
 
 
 def unmarked(volume: str) -> str:

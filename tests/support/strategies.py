@@ -135,11 +135,12 @@ def records(draw: st.DrawFn, /, **given: Any) -> VmRecord:
             ready=ready,
             ssh_key=texts,
             fresh=st.booleans(),
+            parents=st.lists(digests, max_size=3).map(tuple),
             history=events.map(tuple),
         )
     )
     found = replace(found, **given)
-    mark = draw(st.from_regex(r"[0-9a-f]{8}", fullmatch=True))
+    mark = draw(st.from_regex(r"[0-9a-f]{8}(-[0-9a-f]{8})?", fullmatch=True))
     return replace(found, overlay=overlay_volume(found.lab, found.name, mark))
 
 

@@ -93,7 +93,7 @@ def uri(program: Program) -> str:
             make.record(),
             HostTraits(session=False, kvm=False, owner="0"),
             uuid=None,
-            base="base.x.qcow2",
+            bases=("base.x.qcow2",),
             path="/pool/{}".format,
             console_log=None,
         )

@@ -21,7 +21,7 @@ SESSION = HostTraits(session=True, kvm=False, owner="1000")
 def spec(record: VmRecord, traits: HostTraits = SESSION) -> DomainSpec:
     """The design of a VM."""
     return domain_spec(
-        record, traits, uuid=None, base="base.x.qcow2", path="/pool/{}".format, console_log=None
+        record, traits, uuid=None, bases=("base.x.qcow2",), path="/pool/{}".format, console_log=None
     )
 
 
@@ -203,3 +203,30 @@ def test_only_the_cards_of_a_network_are_reserved_there() -> None:
 
 def test_the_host_has_the_first_address() -> None:
     assert str(design.gateway(IPv4Network("10.77.0.0/16"))) == "10.77.0.1"
+
+
+def test_the_backing_chain_is_every_base_top_first() -> None:
+    found = domain_spec(
+        make.record(),
+        SESSION,
+        uuid=None,
+        bases=("base.top", "base.below"),
+        path="/pool/{}".format,
+        console_log=None,
+    )
+    assert found.disks[0].backing == ("/pool/base.top", "/pool/base.below")
+
+
+def test_an_overlay_that_follows_another_has_its_data_disks() -> None:
+    disk = make.disk("a")
+    before = make.record(disks=(disk,))
+    overlay = design.overlay_volume("acme", "vm1", design.next_mark(before.overlay, "000000ff"))
+    after = replace(before, overlay=overlay)
+    assert overlay != before.overlay
+    assert design.data_volume(after, disk) == design.data_volume(before, disk)
+    again = design.overlay_volume("acme", "vm1", design.next_mark(overlay, "000000fe"))
+    assert design.data_volume(replace(after, overlay=again), disk) == design.data_volume(
+        before, disk
+    )
+    other = replace(before, overlay=design.overlay_volume("acme", "vm1", "00000002"))
+    assert design.data_volume(other, disk) != design.data_volume(before, disk)

@@ -341,3 +341,54 @@ def test_sha256(tmp_path: Path) -> None:
     assert disk.sha256(_file(tmp_path / "a", data)) == f"sha256:{hashlib.sha256(data).hexdigest()}"
     with pytest.raises(PoclabError, match="cannot be read"):
         disk.sha256(tmp_path / "none")
+
+
+# --- layers -------------------------------------------------------------------------------
+
+
+def layered(path: Path, below: Path | None, pattern: int, at: str, size: str = "8M") -> Path:
+    """A qcow2 file, above another one or not, with 64 KiB of one byte somewhere."""
+    below_it: list[str | Path] = ["-b", below, "-F", "qcow2"] if below else []
+    qemu_img("create", "-q", "-f", "qcow2", *below_it, path, size)
+    argv = ["qemu-io", "-f", "qcow2", "-c", f"write -P {pattern} {at} 64k", str(path)]
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    return path
+
+
+@pytest.mark.parametrize("between", [0, 1, 2])
+def test_a_copied_layer_has_all_above_its_base_and_nothing_of_it(
+    tmp_path: Path, between: int
+) -> None:
+    base = layered(tmp_path / "base.qcow2", None, 1, "0")
+    below = base
+    for number in range(between):
+        below = layered(tmp_path / f"{number}.qcow2", below, 2 + number, f"{number + 1}M")
+    top = layered(tmp_path / "top.qcow2", below, 9, "6M", "16M")
+    before = disk.sha256(top)
+    target = tmp_path / "layer.qcow2"
+    disk.copy_layer(top, base, target)
+    assert disk.backing_file(target) == "base.qcow2"
+    qemu_img("compare", "-f", "qcow2", "-F", "qcow2", top, target)
+    lengths = json.loads(
+        subprocess.run(
+            ["qemu-img", "map", "--output=json", target], check=True, capture_output=True
+        ).stdout
+    )
+    own = sum(item["length"] for item in lengths if item["depth"] == 0 and item["data"])
+    assert own == (1 + between) * 64 * 1024
+    assert disk.sha256(top) == before
+
+
+def test_a_layer_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    base = layered(tmp_path / "base.qcow2", None, 1, "0")
+    top = layered(tmp_path / "top.qcow2", layered(tmp_path / "mid.qcow2", base, 2, "1M"), 3, "2M")
+    with pytest.raises(PoclabError, match="cannot be put on"):
+        disk.copy_layer(top, tmp_path / "gone.qcow2", tmp_path / "layer.qcow2")
+    assert not (tmp_path / "layer.qcow2").exists()
+
+
+def test_a_disk_is_blank_until_it_is_written_to(tmp_path: Path) -> None:
+    base = layered(tmp_path / "base.qcow2", None, 1, "0")
+    top = qcow2(tmp_path / "top.qcow2", "-b", str(base), "-F", "qcow2")
+    assert disk.is_blank(top)
+    assert not disk.is_blank(base)

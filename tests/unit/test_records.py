@@ -51,6 +51,7 @@ def test_a_vm_stands_on_its_overlay_and_its_data_disks() -> None:
 def test_whatever_differs_is_said(one: VmRecord, two: VmRecord) -> None:
     two = replace(
         two, lab=one.lab, name=one.name, version=one.version, digest=one.digest,
+        parents=one.parents,
         overlay=one.overlay, ssh_key=one.ssh_key, fresh=one.fresh, history=one.history,
     )  # fmt: skip
     lines = [*differences(one, two), *record_differences(one, two)]

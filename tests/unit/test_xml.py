@@ -87,7 +87,7 @@ def domain(name: str) -> str:
             record,
             traits,
             uuid=UUID,
-            base="base.0123.qcow2",
+            bases=("base.0123.qcow2",),
             path=lambda volume: f"/pool/{volume}",
             console_log=f"/log/{record.domain}.log",
             oem_strings=(f"io.systemd.credential:x={record.name}",) if record.ssh_key else (),
@@ -193,7 +193,7 @@ def test_markup_in_values_stays_a_value() -> None:
     nasty = 'a"]]><x/>&'
     record = replace(BARE, history=(replace(BARE.history[0], by=nasty),))
     spec = domain_spec(
-        record, SYSTEM, uuid=None, base="b", path=lambda name: f"/{nasty}/{name}",
+        record, SYSTEM, uuid=None, bases=("b",), path=lambda name: f"/{nasty}/{name}",
         console_log=nasty, oem_strings=(nasty,),
     )  # fmt: skip
     root = fromstring(domain_xml(spec))

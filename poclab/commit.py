@@ -1,0 +1,219 @@
+"""Make a version of a VM's system disk, and put the VM on it.
+
+The VM is off meanwhile. First the disk becomes a version, then the VM gets a new overlay over
+that version, then its definition, and only then the old overlay goes. Whatever the moment the
+program dies at, the VM stands on its old disk or on its new one; the same command again goes
+on, because a version notes which disk it was made of and when that was written last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from poclab import disk, events, lock, readiness
+from poclab.errors import PoclabError
+from poclab.find import find_vm
+from poclab.images import collect
+from poclab.labhost import LabHost
+from poclab.manifest import base_volume, bases
+from poclab.model import ObservedVm, Origin, Ref, State, Version, VmRecord
+from poclab.records import entry
+from poclab.units import format_seconds
+from poclab.virt.host import Host
+from poclab.virt.pool import LocalPool
+
+# Disks of a version, its own and all below it. QEMU opens each, and a read that finds nothing
+# goes through all of them.
+CHAIN_LIMIT = 8
+PATIENCE = 300.0  # seconds a guest gets to shut down: Windows may finish an update first
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be made.
+
+    Attributes:
+        ref: the new version's name.
+        message: a line about it, or an empty string.
+        shut_down: shut the VM down first if it runs, and start it afterwards.
+        flatten: make a disk that stands alone.
+    """
+
+    ref: Ref
+    message: str = ""
+    shut_down: bool = False
+    flatten: bool = False
+
+
+def commit(host: Host, target: ObservedVm, wish: Wish) -> Version:
+    """Make a version of a VM's system disk; the VM is on that version afterwards.
+
+    Args:
+        host: the host.
+        target: the VM.
+        wish: what is to be made.
+
+    Raises:
+        PoclabError: the VM runs, the name is taken, or the pool's directory cannot be written.
+    """
+    lab = target.record.lab
+    with lock.hold(lab, uri=host.uri, doing=f"poclab commit in {lab}"):
+        # Once more, now that the lab is locked.
+        return _Work(host, find_vm(host.vms(), target.record.path), wish).run()
+
+
+class _Work:
+    def __init__(self, host: Host, vm: ObservedVm, wish: Wish) -> None:
+        self._host = host
+        self._vm = vm
+        self._record = vm.record
+        self._wish = wish
+        self._lab = LabHost(host, vm.record.lab)
+        self._store = self._lab.store
+
+    def run(self) -> Version:
+        directory = self._directory()
+        if self._wish.shut_down:
+            _ = self._host.traits  # says, before anything is touched, that KVM is not to be had
+        collect(self._host)
+        version = self._interrupted(directory)
+        if version is None:
+            self._store.refuse_existing(self._wish.ref)
+            self._check_state()
+            version = self._made(directory)
+        if self._record.version != version.ref:
+            self._record = self._put_on(version)
+        self._lab.sweep()
+        self._host.settle()
+        if self._wish.shut_down:
+            self._start()
+        return version
+
+    # --- what is there -------------------------------------------------------------------
+
+    def _directory(self) -> Path:
+        if not isinstance(self._host.pool, LocalPool):
+            raise PoclabError(
+                f"{self._record.path} cannot be committed from here",
+                why=f"this user cannot write {self._host.pool.directory} on this host",
+                fix="run it on the VM's host as root: sudo poclab -c qemu:///system commit ...",
+            )
+        return Path(self._host.pool.directory)
+
+    def _interrupted(self, directory: Path) -> Version | None:
+        """The version, if this command made it before, was stopped, and can go on."""
+        record, ref = self._record, self._wish.ref
+        if self._vm.active or not self._store.has(ref):
+            return None
+        version = self._store.get(ref)
+        overlay = directory / record.overlay
+        if (version.origin.kind, version.origin.source) != ("committed", record.path):
+            return None
+        if not overlay.exists():
+            return None
+        if (record.version, record.digest) == (version.ref, version.digest):
+            return version if disk.is_blank(overlay) else None
+        return version if _state_of(overlay).items() <= version.origin.inputs.items() else None
+
+    def _check_state(self) -> None:
+        record, vm = self._record, self._vm
+        again = f"poclab commit {record.path} --as {self._wish.ref} --shutdown"
+        if vm.live and vm.live.overlay != record.overlay:
+            raise PoclabError(
+                f"{record.path} runs on a disk it is to leave",
+                why="a reset was interrupted",
+                fix=f"finish it first: poclab reset {record.path}",
+            )
+        if vm.active and not self._wish.shut_down:
+            raise PoclabError(
+                f"{record.path} is {vm.state}",
+                why="a disk that is being written to makes no version",
+                fix=f"shut it down, or have it done: {again}",
+            )
+        if vm.state in (State.PAUSED, State.IO_ERROR):
+            raise PoclabError(
+                f"{record.path} is {vm.state}",
+                why="it cannot shut down, and its disk lacks what is still in its memory",
+                fix=f"`poclab up {record.lab}` has it go on",
+            )
+        if self._host.guest(record).saved():
+            raise PoclabError(
+                f"{record.path} was saved to a file while it ran",
+                why="its disk lacks what is still in its memory",
+                fix=f"start it, so that it goes on: virsh start {record.domain}",
+            )
+
+    # --- the version ---------------------------------------------------------------------
+
+    def _made(self, directory: Path) -> Version:
+        self._lab.check_sizes(self._record)
+        if self._vm.active:
+            self._host.guest(self._record).shut_down(PATIENCE, gently=True)
+        try:
+            return self._publish(directory)
+        except (PoclabError, OSError):
+            if self._vm.active:
+                self._lab.start(self._record)  # as it was
+            raise
+
+    def _publish(self, directory: Path) -> Version:
+        record, wish = self._record, self._wish
+        overlay = directory / record.overlay
+        inputs = {"version": str(record.version), "version_digest": record.digest}
+        inputs |= _state_of(overlay)
+        parents = () if self._alone() else (record.digest, *record.parents)
+        with self._store.workdir() as work:
+            file = work / "disk.qcow2"
+            events.step("convert", vm=record.path)
+            if parents:
+                disk.copy_layer(overlay, directory / base_volume(record.digest), file)
+            else:
+                disk.convert_to_qcow2(overlay, "qcow2", file)
+                disk.check(file)
+            return self._store.publish(
+                wish.ref,
+                file,
+                virtual_size=disk.virtual_size(file),
+                profile=record.profile,
+                origin=Origin("committed", record.path, inputs=inputs),
+                user=record.user,
+                labels={"message": wish.message} if wish.message else {},
+                parents=parents,
+            )
+
+    def _alone(self) -> bool:
+        """Whether the version is to stand alone: it was asked for, or the chain is long."""
+        count = 1 + len(bases(self._record))
+        if count > CHAIN_LIMIT and not self._wish.flatten:
+            events.note(
+                f"{self._wish.ref} stands alone: it would be {count} disks deep,"
+                f" and {CHAIN_LIMIT} is the limit"
+            )
+        return self._wish.flatten or count > CHAIN_LIMIT
+
+    # --- the VM --------------------------------------------------------------------------
+
+    def _put_on(self, version: Version) -> VmRecord:
+        """Give the VM an empty disk over the version; its data disks and firmware stay."""
+        record = self._record
+        moved = replace(record, version=version.ref, digest=version.digest, parents=version.parents)
+        line = entry(moved, "commit", self._lab.stamp(key=False))
+        moved = replace(moved, history=(*record.history, line))
+        with self._store.reading():
+            made = self._lab.new_overlay(moved, after=record.overlay)
+            self._lab.files.carry(record.name, record.overlay, made.overlay)
+            self._lab.define(made, self._vm.uuid)
+        return made
+
+    def _start(self) -> None:
+        record = self._record
+        self._lab.start(record)
+        seconds = readiness.wait(self._host, record, self._lab.files)
+        if record.ready:
+            events.note(f"{record.path}: ready after {format_seconds(seconds)}")
+
+
+def _state_of(overlay: Path) -> dict[str, str]:
+    """Which disk a version is made of, and what changes when it is written to."""
+    return {"overlay": overlay.name, "written": str(overlay.stat().st_mtime_ns)}
