@@ -9,6 +9,7 @@ from poclab import events
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases
 from poclab.model import Foreign, ObservedVm, Ref, Version
+from poclab.protection import refuse_protected
 from poclab.records import garbage
 from poclab.status import users
 from poclab.store import Store
@@ -22,12 +23,13 @@ def remove(host: Host, ref: Ref) -> bool:
         Whether disk space was freed; not when another version has the same disk.
 
     Raises:
-        PoclabError: there is none, or VMs stand on it.
+        PoclabError: there is none, it is protected, or VMs stand on it.
     """
     store = Store(host.pool, host.uri)
     with store.changing():
         _collect(host, store)  # what a removal that was interrupted left goes, whatever follows
         version = store.get(ref)
+        refuse_protected(version)
         vms, foreign = host.vms(), host.foreign()
         used = [vm.record.path for vm in users(version, vms)]
         if used:

@@ -90,6 +90,7 @@ class ImageRow:
         origin: how it came: "built", "imported" or "committed", and from what.
         size: bytes of the base disk's file.
         used_by: VMs on it, `LAB/VM`, separated by blanks.
+        protected: whether `image rm` refuses it.
     """
 
     name: str
@@ -99,6 +100,7 @@ class ImageRow:
     origin: str
     size: int
     used_by: str
+    protected: bool
 
 
 def image_rows(host: Host) -> list[ImageRow]:
@@ -116,6 +118,7 @@ def _image_row(version: Version, vms: list[ObservedVm]) -> ImageRow:
         origin=f"{version.origin.kind} {version.origin.source}",
         size=version.size,
         used_by=" ".join(vm.record.path for vm in users(version, vms)),
+        protected=version.protected,
     )
 
 

@@ -281,7 +281,7 @@ class Store:
             PoclabError: there is no such version, or the new name is another version's.
         """
         with self.changing():
-            version = replace(self.get(source), ref=target)
+            version = replace(self.get(source), ref=target, protected=False)
             present = self._find(target)
             if present and present.digest == version.digest:
                 return present

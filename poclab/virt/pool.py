@@ -73,6 +73,9 @@ class Pool(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Make or replace a small volume."""
 
+    def rewrite(self, name: str, data: bytes) -> None:
+        """Replace a small volume in one go; blanks after the data do not matter to readers."""
+
     def adopt(self, name: str, file: Path) -> None:
         """Take a file of this host into the pool as a read-only volume; the file is used up."""
 
@@ -180,6 +183,8 @@ class LocalPool(Moves):
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
+
+    rewrite = write  # a file is renamed into place
 
     def adopt(self, name: str, file: Path) -> None:
         """See `Pool`."""
@@ -322,11 +327,18 @@ class StreamPool(Moves):
         """See `Pool`."""
         self.delete(name)
         with libvirt_errors(f"volume {name} cannot be written"):
-            volume = self._create(name, "raw", len(data), mode="0644")
-            stream = self._conn.newStream(0)
-            volume.upload(stream, 0, len(data), 0)
-            stream.send(data) if data else None
-            stream.finish()
+            self._fill(self._create(name, "raw", len(data), mode="0644"), data)
+
+    def rewrite(self, name: str, data: bytes) -> None:
+        """See `Pool`; an upload cuts nothing off, so blanks cover the rest of what was there."""
+        with libvirt_errors(f"volume {name} cannot be written"):
+            self._fill(self._volume(name), data.ljust(len(self.read(name))))
+
+    def _fill(self, volume: libvirt.virStorageVol, data: bytes) -> None:
+        stream = self._conn.newStream(0)
+        volume.upload(stream, 0, len(data), 0)
+        stream.send(data) if data else None
+        stream.finish()
 
     def adopt(self, name: str, file: Path) -> None:
         """See `Pool`."""

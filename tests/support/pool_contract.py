@@ -78,6 +78,15 @@ def small_volumes_come_back(pool: AnyPool) -> None:
 
 
 @check
+def small_volumes_are_replaced_in_one_go(pool: AnyPool) -> None:
+    """The new content is there, longer or shorter; at most blanks follow it."""
+    pool.write("manifest.t.v1.json", b"0123456789")
+    for content in (b"0123456789abc", b"short", b"{}" * 5000):
+        pool.rewrite("manifest.t.v1.json", content)
+        assert pool.read("manifest.t.v1.json").rstrip(b" ") == content
+
+
+@check
 def names_are_sorted_and_complete(pool: AnyPool) -> None:
     """Every volume is listed once, and nothing else."""
     before = set(pool.names())

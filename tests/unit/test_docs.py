@@ -15,6 +15,7 @@ from poclab.cli.app import app
 from poclab.cli.lab import ActionRow
 from poclab.doctor import Check
 from poclab.images import Orphan
+from poclab.show import VersionRow
 from poclab.status import HistoryRow, ImageRow, VmRow
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,7 @@ def test_documented_variables_exist() -> None:
     [
         (VmRow, "status"),
         (ImageRow, "image ls"),
+        (VersionRow, "image show"),
         (HistoryRow, "history"),
         (ActionRow, "plan"),
         (Check, "doctor"),

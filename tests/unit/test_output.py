@@ -85,9 +85,9 @@ def test_no_rows_are_no_data(
             "lab vm state version tag_digest address ready uptime",
         ),
         (
-            ImageRow("a", "1", "sha256:ab", "t", "built x", 1, ""),
+            ImageRow("a", "1", "sha256:ab", "t", "built x", 1, "", False),
             output.IMAGES,
-            "name tag digest created origin size used_by",
+            "name tag digest created origin size used_by protected",
         ),
         (
             HistoryRow("t", "l", "v", "reset", "a:1", "sha256:ab", "me"),

@@ -1,0 +1,89 @@
+"""Commands about what is stored: image show, protect, unprotect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poclab import output
+from poclab.cli import context
+from poclab.cli.context import OutputOption
+from poclab.model import Ref
+from poclab.output import Column, Format
+
+if TYPE_CHECKING:
+    from poclab.show import VersionRow
+
+_PAIRS = (Column("FIELD", "field"), Column("VALUE", "value"))
+_Versions = Annotated[list[str], typer.Argument(metavar="NAME:TAG...", help="Versions.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `poclab image`."""
+    app.command()(show)
+    app.command()(protect)
+    app.command()(unprotect)
+
+
+def show(
+    ref: Annotated[str, typer.Argument(metavar="NAME:TAG", help="A version.")],
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """Print all that is known of a version."""
+    from poclab.show import show as look
+
+    name = Ref.parse(ref)
+    with context.host() as host:
+        row = look(host, name)
+    if form is Format.TABLE:
+        output.listing(_pairs(row), _PAIRS, form, lambda pair: pair.field)
+    else:
+        output.listing([row], (), form, lambda one: f"{one.name}:{one.tag}")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    field: str
+    value: str
+
+
+def _pairs(row: VersionRow) -> list[_Pair]:
+    """The fields as lines of a table; what has several values gets a line for each."""
+    pairs: list[_Pair] = []
+    for item in fields(row):
+        value = getattr(row, item.name)
+        if isinstance(value, dict):
+            values = [f"{key}={text}" for key, text in sorted(value.items())]
+        elif isinstance(value, list):
+            values = value
+        elif item.name in ("size", "virtual_size"):
+            values = [output.size(value)]
+        else:
+            values = [{True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)]
+        names = [item.name] + [""] * len(values)
+        pairs += [_Pair(name, text) for name, text in zip(names, values or ["-"], strict=False)]
+    return pairs
+
+
+def protect(refs: _Versions) -> None:
+    """Have `image rm` refuse versions."""
+    _mark(refs, protected=True)
+
+
+def unprotect(refs: _Versions) -> None:
+    """Let versions be removed again."""
+    _mark(refs, protected=False)
+
+
+def _mark(refs: list[str], *, protected: bool) -> None:
+    from poclab.protection import protect as mark
+
+    found = [Ref.parse(text) for text in dict.fromkeys(refs)]
+    with context.host() as host:
+        changed = {version.ref for version in mark(host, found, protected=protected)}
+        host.settle()
+    for ref in found if not context.options().quiet else ():
+        state = "protected" if protected else "not protected"
+        output.tell(f"{ref} is {state}{'' if ref in changed else ' already'}")

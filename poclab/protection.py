@@ -1,0 +1,51 @@
+"""Use case: versions that must not be removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from poclab import events
+from poclab.errors import PoclabError
+from poclab.manifest import encode, manifest_volume
+from poclab.model import Ref, Version
+from poclab.store import Store
+from poclab.virt.host import Host
+
+
+def protect(host: Host, refs: Sequence[Ref], *, protected: bool = True) -> list[Version]:
+    """Mark versions as not to be removed, or take the mark away.
+
+    Args:
+        host: where they are.
+        refs: the versions; when one is not there, none is marked.
+        protected: the mark.
+
+    Returns:
+        The versions that were not so before.
+
+    Raises:
+        PoclabError: one of them is not there, or the pool cannot be written.
+    """
+    store = Store(host.pool, host.uri)
+    with store.changing():
+        found = [version for version in map(store.get, refs) if version.protected != protected]
+        for version in found:
+            events.step("manifest", version=str(version.ref))
+            changed = encode(replace(version, protected=protected))
+            host.pool.rewrite(manifest_volume(version.ref), changed)
+    return found
+
+
+def refuse_protected(version: Version) -> None:
+    """See that a version may be removed.
+
+    Raises:
+        PoclabError: it is protected.
+    """
+    if version.protected:
+        raise PoclabError(
+            f"{version.ref} is protected",
+            why="somebody marked it as not to be removed",
+            fix=f"take the mark away first: poclab image unprotect {version.ref}",
+        )
