@@ -6,6 +6,7 @@ The pool is on a file system of a few MiB, mounted in a namespace of the test's 
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import time
 from collections.abc import Iterator
@@ -88,7 +89,25 @@ def test_up_and_reset(host: Host) -> None:
     assert len(files(host)) == len(there)
     assert labs.leftovers(host) == []
     host.poclab("down", "full", "--yes", "--volumes")
+    # v1 was packed before.
+    assert files(host) == [name.removesuffix(".zst") for name in before]
+
+
+def test_a_packed_version_needs_room_to_come_back(host: Host) -> None:
+    big = labs.disk_file(host, "big.raw", size=4 * MIB)
+    big.write_bytes(big.read_bytes()[:MIB] + random.Random(1).randbytes(3 * MIB))
+    host.poclab("image", "import", "big:v1", str(big), "--profile", "legacy")
+    labs.store(host, "big:v2")
+    before = files(host)
+    assert [name for name in before if name.endswith(".zst")] != []
+    lab = labs.lab_file(host, "back", Vm("a", image="big:v1"))
+    fill(host, MIB)
+    full(host.poclab("up", lab, check=False))
     assert files(host) == before
+    free(host)
+    assert "big:v1 was packed: back" in host.poclab("up", lab).stderr
+    host.poclab("down", "back", "--yes")
+    assert labs.leftovers(host) == []
 
 
 def test_a_data_disk_is_there_as_a_whole_or_not_at_all(host: Host) -> None:
