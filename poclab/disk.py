@@ -19,6 +19,7 @@ import resource
 import signal
 import stat
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from poclab import events
@@ -151,6 +152,34 @@ def virtual_size(path: Path) -> int:
     if len(head) < 32 or head[:4] != b"QFI\xfb":
         raise PoclabError(f"{path} is no qcow2 disk")
     return int.from_bytes(head[24:32])
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the beginning of a qcow2 file says of the disk.
+
+    Attributes:
+        virtual_size: bytes a guest sees.
+        backing: the name of what it stands on, or an empty string.
+    """
+
+    virtual_size: int
+    backing: str
+
+
+def read_head(data: bytes) -> Head | None:
+    """Read a qcow2 file's first bytes; see `virtual_size` and `backing_file`.
+
+    Args:
+        data: the first cluster of 64 KiB, in which the name lies, or more.
+
+    Returns:
+        None for what is no qcow2 file.
+    """
+    if len(data) < 32 or data[:4] != b"QFI\xfb":
+        return None
+    offset, length = int.from_bytes(data[8:16]), int.from_bytes(data[16:20])
+    return Head(int.from_bytes(data[24:32]), os.fsdecode(data[offset : offset + length]))
 
 
 def backing_file(path: Path) -> str:

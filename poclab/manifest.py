@@ -14,9 +14,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from poclab.model import Origin, Profile, Ref, Version, VmRecord
+from poclab.names import is_name, is_tag
 
 FORMAT = 1
 MANIFEST = "manifest."
+_END = ".json"
 BASE = "base."
 PACKED = ".zst"
 
@@ -32,7 +34,15 @@ def now() -> str:
 
 def manifest_volume(ref: Ref) -> str:
     """The volume of a version's manifest; an image name holds no dot, so it parses back."""
-    return f"{MANIFEST}{ref.image}.{ref.tag}.json"
+    return f"{MANIFEST}{ref.image}.{ref.tag}{_END}"
+
+
+def ref_of(volume: str) -> Ref | None:
+    """The version whose manifest a volume is by its name, or None."""
+    name = volume.removeprefix(MANIFEST).removesuffix(_END)
+    image, dot, tag = name.partition(".")
+    known = dot and is_name(image) and is_tag(tag)
+    return Ref(image, tag) if known and manifest_volume(Ref(image, tag)) == volume else None
 
 
 def base_volume(digest: str) -> str:

@@ -200,6 +200,8 @@ class Reporter:
         done, total = event.data.get("done"), event.data.get("total")
         elapsed, expected = event.data.get("elapsed"), event.data.get("expected")
         estimate = f"of about {format_seconds(expected)}" if expected else ""
+        if event.data.get("bytes"):
+            estimate = " of ".join(format_size(int(value)) for value in (done, total) if value)
         if self._terminal:
             if self._timed != (elapsed is not None):
                 self.close()  # another piece of work: the time begins anew
@@ -215,8 +217,9 @@ class Reporter:
             return
         self._last = (event.text, now)
         part = f" {100 * done / total:.0f}%" if done and total else ""
-        if elapsed is not None:
-            part += f" ({' '.join(filter(None, (format_seconds(elapsed), estimate)))})"
+        words = [format_seconds(elapsed)] if elapsed is not None else []
+        words += [estimate] if estimate else []
+        part += f" ({' '.join(words)})" if words else ""
         self._line(f"{event.text}{part}")
 
     def _open(self) -> tuple[Progress, TaskID]:

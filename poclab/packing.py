@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Protocol, cast
 
 from poclab import events
 from poclab.errors import PoclabError
@@ -25,6 +26,13 @@ _WINDOW = 25  # bits of the window's size
 _JOB = 8 * MIB  # what a thread packs at a time: else 128 MiB, in memory
 _THREADS = 4
 _HOLE = 64 * 1024  # zeros that come back as a hole: a cluster of qcow2
+
+
+class Readable(Protocol):
+    """What bytes come out of, in order."""
+
+    def read(self, size: int, /) -> bytes:
+        """Some bytes, `size` at most; none at the end."""
 
 
 class DamagedError(PoclabError):
@@ -108,17 +116,32 @@ def packed_digest(path: Path) -> str:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for piece in unpacked(file, path.name):
+            yield piece
+            events.progress("unpack", file.tell(), size)
+
+
+def unpacked(source: Readable, name: str) -> Iterator[bytes]:
+    """What is in a packed file, up to 1 MiB at a time.
+
+    Args:
+        source: the packed file.
+        name: what to call it.
+
+    Raises:
+        DamagedError: it cannot be unpacked.
+        OSError: it cannot be read.
+    """
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW)
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
-            for piece in decompressor.read_to_iter(file, read_size=MIB, write_size=MIB):
-                yield piece
-                events.progress("unpack", file.tell(), size)
+        file = cast("IO[bytes]", source)  # only read() is called
+        yield from decompressor.read_to_iter(file, read_size=MIB, write_size=MIB)
     except zstandard.ZstdError as error:
-        raise DamagedError(f"{shown(path.name, 200)} is damaged", why=str(error)) from error
+        raise DamagedError(f"{shown(name, 200)} is damaged", why=str(error)) from error
 
 
 def _compare(name: str, found: str, wanted: str) -> None:

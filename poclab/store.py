@@ -10,9 +10,10 @@ with equal disks share one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,7 @@ from poclab.manifest import (
     manifest_volume,
     now,
     packed_volume,
+    ref_of,
     with_packed,
 )
 from poclab.model import Origin, Profile, Ref, Version
@@ -63,6 +65,23 @@ class Volumes(Protocol):
 
     def sweep(self) -> None:
         """Remove what interrupted commands left in staging."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A manifest that is there, whether it counts or not.
+
+    Attributes:
+        ref: the version's name, by the volume's.
+        version: what it says, or None when it does not hold.
+        fault: why it does not.
+        newer: whether it holds and only a newer poclab understands it.
+    """
+
+    ref: Ref
+    version: Version | None = None
+    fault: str = ""
+    newer: bool = False
 
 
 class Store:
@@ -137,6 +156,19 @@ class Store:
             why=why,
             fix=f"`poclab image build {ref.image} --tag {ref.tag}`, or `poclab image import`",
         )
+
+    def manifests(self) -> list[Stored]:
+        """All manifests by name, also those that do not count; call within `reading`."""
+        refs = map(ref_of, self._pool.names())
+        return [self._stored(ref) for ref in sorted(filter(None, refs))]
+
+    def _stored(self, ref: Ref) -> Stored:
+        try:
+            return Stored(ref, self._read(manifest_volume(ref)))
+        except ValueError as error:
+            return Stored(ref, fault=str(error), newer=isinstance(error, NewerFormatError))
+        except PoclabError as error:
+            return Stored(ref, fault=f"it cannot be read: {error.why or error.what}")
 
     def _load(self, name: str) -> Version | None:
         try:
@@ -229,6 +261,7 @@ class Store:
         )
         base, *below = bases(version)
         self._share(version, file)
+        damaged = self._is_damaged(version)
         with self.changing():
             self.refuse_existing(ref)
             names = self._pool.names()
@@ -238,7 +271,7 @@ class Store:
             found = base in names
             try:
                 known = {base_volume(version.digest) for version in self.versions()}
-                if base not in known or not found:
+                if base not in known or not found or damaged:
                     events.step("base", volume=base)
                     self._pool.adopt(base, file)  # one there without a manifest may be cut short
                 events.step("manifest", version=str(ref))
@@ -250,6 +283,20 @@ class Store:
             if packed_volume(base) in names:
                 self._pool.delete(packed_volume(base))
         return version
+
+    def _is_damaged(self, version: Version) -> bool:
+        """Whether the version's base is there and has another content now, as far as can be seen.
+
+        Then the new disk takes its place, and all versions on it are whole again.
+        """
+        base = base_volume(version.digest)
+        path = Path(self._pool.directory, base)
+        if base not in self._pool.names() or not os.access(path, os.R_OK):
+            return False
+        damaged = disk.sha256(path) != version.digest
+        if damaged:
+            events.note(f"{base} was damaged, and is replaced by this disk")
+        return damaged
 
     def _share(self, version: Version, file: Path) -> None:
         """Have a new base share its blocks with the bases there are; it is as good without that."""

@@ -1,4 +1,4 @@
-"""Commands about what is stored: image show, protect, unprotect."""
+"""Commands about what is stored: image show, verify, protect, unprotect."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ from poclab import output
 from poclab.cli import context
 from poclab.cli.context import OutputOption
 from poclab.model import Ref
+from poclab.names import check_name
 from poclab.output import Column, Format
 
 if TYPE_CHECKING:
     from poclab.show import VersionRow
 
 _PAIRS = (Column("FIELD", "field"), Column("VALUE", "value"))
+_RESULTS = (
+    Column("NAME", "name"),
+    Column("TAG", "tag"),
+    Column("RESULT", "result"),
+    Column("PROBLEM", "problem"),
+    Column("FIX", "fix"),
+)
 _Versions = Annotated[list[str], typer.Argument(metavar="NAME:TAG...", help="Versions.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `poclab image`."""
     app.command()(show)
+    app.command()(verify)
     app.command()(protect)
     app.command()(unprotect)
 
@@ -65,6 +74,31 @@ def _pairs(row: VersionRow) -> list[_Pair]:
         names = [item.name] + [""] * len(values)
         pairs += [_Pair(name, text) for name, text in zip(names, values or ["-"], strict=False)]
     return pairs
+
+
+def verify(
+    refs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME[:TAG]]...", help="Versions, or images for all of theirs."),
+    ] = None,
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """Read versions and see that they are what was stored; exits with 1 when one is not."""
+    from poclab.verify import OK
+    from poclab.verify import verify as read
+
+    wanted = [Ref.parse(x) if ":" in x else check_name("image", x) for x in refs or ()]
+    with context.host() as host:
+        rows = read(host, wanted)
+    output.listing(
+        rows,
+        _RESULTS,
+        form,
+        lambda row: f"{row.name}:{row.tag}",
+        empty="no version is stored on this host",
+    )
+    if any(row.result != OK for row in rows):
+        raise typer.Exit(1)
 
 
 def protect(refs: _Versions) -> None:

@@ -17,6 +17,7 @@ from poclab.doctor import Check
 from poclab.images import Orphan
 from poclab.show import VersionRow
 from poclab.status import HistoryRow, ImageRow, VmRow
+from poclab.verify import VerifyRow
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (ROOT / "docs/commands.md").read_text()
@@ -131,6 +132,7 @@ def test_documented_variables_exist() -> None:
         (VmRow, "status"),
         (ImageRow, "image ls"),
         (VersionRow, "image show"),
+        (VerifyRow, "image verify"),
         (HistoryRow, "history"),
         (ActionRow, "plan"),
         (Check, "doctor"),
