@@ -75,9 +75,9 @@ def build_image(
     with lock.hold(str(ref), uri=uri, doing=doing, wait=_PATIENCE, kind="image"):
         # Again: another build of it may have ended while this one waited to begin.
         _refuse_other(store, ref, no_cache)
-        log = new_log(ref)
+        log = new_log(ref, doing)
         build = _Build(store, definition, ref, log)
-        with _naming(log):
+        with naming(log):
             return build.run(dict(build_args or {}), builder or definition.builder, no_cache, uri)
 
 
@@ -298,10 +298,11 @@ def _head(path: Path) -> bytes:
 # --- the log ----------------------------------------------------------------------------
 
 
-def new_log(ref: Ref) -> Path:
+def new_log(ref: Ref, doing: str) -> Path:
     """Begin the log of a build, and remove the oldest ones of its image.
 
-    Its name is `build-IMAGE.TAG-TIME-PID.log`: an image's name holds no dot.
+    Its first line is what is done, a command. Its name is `build-IMAGE.TAG-TIME-PID.log`: an
+    image's name holds no dot.
     """
     directory = config.private_dir(config.state_dir() / "logs")
     old = sorted(directory.glob(f"build-{ref.image}.*.log"), key=_age)
@@ -311,7 +312,7 @@ def new_log(ref: Ref) -> Path:
     # A tag may have 128 characters, which with the rest is below the 255 of a file's name.
     log = directory / f"build-{ref.image}.{ref.tag}-{stamp}-{os.getpid()}.log"
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"poclab image build {ref.image} --tag {ref.tag}\n")
+        file.write(f"{doing}\n")
     events.debug(f"log: {log}")
     return log
 
@@ -324,7 +325,7 @@ def _age(path: Path) -> float:
 
 
 @contextmanager
-def _naming(log: Path) -> Iterator[None]:
+def naming(log: Path) -> Iterator[None]:
     """Have every failure's message name the log, which gets the failure too."""
     try:
         yield

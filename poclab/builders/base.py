@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from poclab.errors import UsageError
+
 # An input of every build: raised when what poclab does around the builders changes the disk.
 FORMAT = "1"
 
@@ -16,10 +18,13 @@ class Output:
 
     Attributes:
         name: what poclab calls it.
-        bib: bootc-image-builder's `--type`.
+        bib: bootc-image-builder's `--type`; empty when it cannot make it.
         bib_file: where that program leaves it, below its output directory.
-        image_builder: image-builder's name for it.
+        image_builder: image-builder's name for it; empty when it cannot make it.
         file: what the result is called in the work directory; its ending is image-builder's too.
+        iso: whether it is an installer and not a disk.
+        installer: whether the installer is a container image of its own.
+        takes_kickstart: whether the blueprint's kickstart goes into it.
     """
 
     name: str
@@ -27,9 +32,33 @@ class Output:
     bib_file: str
     image_builder: str
     file: str
+    iso: bool = False
+    installer: bool = False
+    takes_kickstart: bool = False
 
 
 QCOW2 = Output("qcow2", "qcow2", "qcow2/disk.qcow2", "qcow2", "disk.qcow2")
+_ISO = "install.iso"
+_BIB_ISO = f"bootiso/{_ISO}"
+ANACONDA_ISO = Output(
+    "anaconda-iso", "anaconda-iso", _BIB_ISO, "", _ISO, iso=True, takes_kickstart=True
+)
+BOOTC_INSTALLER = Output(
+    "bootc-installer",
+    "bootc-installer",
+    _BIB_ISO,
+    "bootc-installer",
+    _ISO,
+    iso=True,
+    installer=True,
+    takes_kickstart=True,
+)
+# What it asks and does is up to its installer image alone: it takes no blueprint
+# (manifestForGenericISO in osbuild/images).
+GENERIC_ISO = Output(
+    "bootc-generic-iso", "", "", "bootc-generic-iso", _ISO, iso=True, installer=True
+)
+ISOS = (ANACONDA_ISO, BOOTC_INSTALLER, GENERIC_ISO)
 
 
 @dataclass(frozen=True)
@@ -49,6 +78,9 @@ class BuildRequest:
         builder_args: extra arguments for the builder.
         expected: seconds that the last build of the same image took, or None.
         output: what to make.
+        installer: the container image of the installer, for outputs that want one.
+        kickstart: what the installer is to do, or None.
+        unattended: whether the installer installs without asking.
     """
 
     image: str
@@ -63,6 +95,9 @@ class BuildRequest:
     builder_args: tuple[str, ...] = ()
     expected: float | None = None
     output: Output = QCOW2
+    installer: str | None = None
+    kickstart: str | None = None
+    unattended: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +105,7 @@ class Built:
     """What came out.
 
     Attributes:
-        disk: a qcow2 file inside the request's workdir, owned by the caller.
+        disk: the output's file inside the request's workdir, owned by the caller.
         inputs: what is worth knowing beside `Builder.inputs`, for the version's origin.
     """
 
@@ -79,7 +114,7 @@ class Built:
 
 
 class Builder(Protocol):
-    """Makes a bootable qcow2 disk of a container image."""
+    """Makes a bootable qcow2 disk of a container image; those on osbuild make installers too."""
 
     name: str
 
@@ -110,6 +145,20 @@ class Builder(Protocol):
         Raises:
             PoclabError: the build failed; the message has the builder's last line.
         """
+
+
+def only_disks(request: BuildRequest, builder: str) -> None:
+    """See that a builder that makes disks alone is asked for one.
+
+    Raises:
+        UsageError: it is asked for an installer.
+    """
+    if request.output is not QCOW2:
+        raise UsageError(
+            f"{builder} makes no {request.output.name}",
+            why="it makes disks alone",
+            fix="use --builder bootc-image-builder or image-builder",
+        )
 
 
 def common_inputs(request: BuildRequest) -> dict[str, str]:

@@ -33,21 +33,26 @@ def merged(request: BuildRequest, user: str | None) -> dict[str, Any]:
         UsageError: the blueprint file cannot be read, or says what image.yaml says too.
     """
     blueprint = load(request.blueprint) if request.blueprint else {}
-    custom = _table(blueprint, "customizations")
+    custom = table(blueprint, "customizations")
     if request.kernel_args:
-        kernel = _table(custom, "kernel")
+        kernel = table(custom, "kernel")
         kernel["append"] = " ".join([*str(kernel.get("append", "")).split(), *request.kernel_args])
         custom["kernel"] = kernel
     if request.disk_size is not None and request.disk_size > DEFAULT_DISK:
         _set_size(custom, request.disk_size)
     if user is not None:
-        users = _list(custom, "user")
-        if not any(isinstance(entry, dict) and entry.get("name") == user for entry in users):
-            # wheel is the group that may use sudo on the distributions the builder knows.
-            custom["user"] = [*users, {"name": user, "groups": ["wheel"]}]
+        add_user(custom, user)
     if custom:
         blueprint["customizations"] = custom
     return blueprint
+
+
+def add_user(custom: dict[str, Any], user: str) -> None:
+    """Add a login to the customizations unless they have it."""
+    users = listed(custom, "user")
+    if not any(isinstance(entry, dict) and entry.get("name") == user for entry in users):
+        # wheel is the group that may use sudo on the distributions the builder knows.
+        custom["user"] = [*users, {"name": user, "groups": ["wheel"]}]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -84,12 +89,12 @@ def load(path: Path) -> dict[str, Any]:
 def _set_size(custom: dict[str, Any], size: int) -> None:
     """Ask for a disk of a size: by the root's least size, or the disk's where it is laid out."""
     if "disk" in custom:
-        disk = _table(custom, "disk")
+        disk = table(custom, "disk")
         if "minsize" in disk:
             raise _twice("customizations.disk.minsize")
         custom["disk"] = {**disk, "minsize": size}
         return
-    filesystems = _list(custom, "filesystem")
+    filesystems = listed(custom, "filesystem")
     if any(isinstance(entry, dict) and entry.get("mountpoint") == "/" for entry in filesystems):
         raise _twice("customizations.filesystem")
     custom["filesystem"] = [*filesystems, {"mountpoint": "/", "minsize": size - _BESIDE_ROOT}]
@@ -103,14 +108,24 @@ def _twice(key: str) -> UsageError:
     )
 
 
-def _table(parent: dict[str, Any], key: str) -> dict[str, Any]:
+def table(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    """A copy of a table of the blueprint, empty when it is not there.
+
+    Raises:
+        UsageError: it is none.
+    """
     value = parent.get(key, {})
     if not isinstance(value, dict):
         raise UsageError(f"the blueprint's {key} is no table")
     return dict(value)
 
 
-def _list(parent: dict[str, Any], key: str) -> list[Any]:
+def listed(parent: dict[str, Any], key: str) -> list[Any]:
+    """A list of the blueprint, empty when it is not there.
+
+    Raises:
+        UsageError: it is none.
+    """
     value = parent.get(key, [])
     if not isinstance(value, list):
         raise UsageError(f"the blueprint's {key} is no list")

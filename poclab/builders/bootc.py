@@ -11,7 +11,7 @@ import os
 
 from poclab import container, disk, events
 from poclab.builders import contracts, failures, privileged, source
-from poclab.builders.base import BuildRequest, Built, common_inputs
+from poclab.builders.base import BuildRequest, Built, common_inputs, only_disks
 from poclab.builders.blueprint import DEFAULT_DISK
 from poclab.builders.contracts import RAW, Setup
 from poclab.builders.progress import Lines, Progress
@@ -73,6 +73,7 @@ def check_request(request: BuildRequest) -> None:
     Raises:
         UsageError: something is.
     """
+    only_disks(request, Bootc.name)
     if request.blueprint or request.builder_image:
         raise UsageError(
             "bootc takes no blueprint and no builder image",

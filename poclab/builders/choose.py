@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poclab import container
 from poclab.builders import osbuild, source
-from poclab.builders.base import Builder
+from poclab.builders.base import ANACONDA_ISO, GENERIC_ISO, Builder, Output
 from poclab.builders.bootc import Bootc
 from poclab.builders.direct import Direct
 from poclab.builders.osbuild import BIB, IMAGE_BUILDER, Osbuild
@@ -71,6 +71,33 @@ def builder_for(
     if found:
         return Osbuild(found, user), why
     return (Bootc(user), f"{why}; the image has bootc") if inside.bootc else (Direct(), why)
+
+
+def for_iso(output: Output | None, name: str, installer: str | None) -> tuple[Output, str]:
+    """Which installer to make, and the name of the builder that makes it.
+
+    bootc-image-builder makes one of the distribution's packages; image-builder makes one of a
+    container image that installs.
+
+    Args:
+        output: what is asked for, or None.
+        name: "auto" or a builder's name.
+        installer: the container image that installs, or None.
+
+    Raises:
+        UsageError: the builder makes no installers.
+    """
+    found = output or (GENERIC_ISO if installer else ANACONDA_ISO)
+    if name == AUTO:
+        return found, IMAGE_BUILDER if found.image_builder else BIB
+    if name not in (IMAGE_BUILDER, BIB):
+        named(name)
+        raise UsageError(
+            f"{name} makes no installers",
+            why="it makes disks alone",
+            fix=f"use --builder {BIB} or {IMAGE_BUILDER}",
+        )
+    return found, name
 
 
 def _there(builder_image: str | None) -> tuple[str, str]:

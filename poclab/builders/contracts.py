@@ -61,8 +61,9 @@ def bib(request: BuildRequest, setup: Setup) -> list[str]:
         setup.program,
         *("--type", request.output.bib, "--rootfs", request.rootfs),
         *("--chown", setup.owner, f"--progress={setup.progress}"),
+        *(("--installer-payload-ref", request.image) if request.installer else ()),
         *request.builder_args,
-        request.image,
+        request.installer or request.image,
     ]
 
 
@@ -80,7 +81,9 @@ def image_builder(request: BuildRequest, setup: Setup) -> list[str]:
         config, output = str(setup.config), str(setup.output)
     return [
         *before,
-        *("build", request.output.image_builder, "--bootc-ref", request.image),
+        *("build", request.output.image_builder),
+        *("--bootc-ref", request.installer or request.image),
+        *(("--bootc-installer-payload-ref", request.image) if request.installer else ()),
         *("--bootc-default-fs", request.rootfs),
         *(("--blueprint", config) if setup.config else ()),
         *("--output-dir", output, "--output-name", request.output.file),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from poclab import container, disk, events
 from poclab.builders import esp, rootfs
-from poclab.builders.base import BuildRequest, Built, common_inputs
+from poclab.builders.base import BuildRequest, Built, common_inputs, only_disks
 from poclab.builders.kernel import Bootable, find_bootable
 from poclab.errors import PoclabError, UsageError
 from poclab.names import shown
@@ -133,6 +133,7 @@ class _Root:
 
 
 def _check_request(request: BuildRequest) -> None:
+    only_disks(request, Direct.name)
     if request.rootfs != "ext4":
         raise UsageError(
             f"the direct builder makes no {shown(request.rootfs)} root file system",

@@ -56,7 +56,7 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         r"no space left on device",
         "the disk is full",
-        "make room in the pool and in root's container storage: sudo podman system prune",
+        "make room where the result goes and in root's container storage: sudo podman system prune",
     ),
     (
         r"unknown keys? found|cannot (read|decode|unmarshal) .*(config|blueprint)"
@@ -92,7 +92,7 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
     (
         r"chowning is not allowed",
         "the output directory's file system takes no other owner",
-        "put the pool on a local file system",
+        "have the pool, or the ISO, on a local file system of Linux",
     ),
     (
         r"losetup|loop device|/dev/loop",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from poclab import container, events
-from poclab.builders import blueprint, contracts, failures, privileged, source
+from poclab.builders import blueprint, contracts, failures, installer, privileged, source
 from poclab.builders.base import BuildRequest, Built, Output, common_inputs
 from poclab.builders.contracts import Setup
 from poclab.builders.progress import Lines, Progress, watching
@@ -47,11 +47,13 @@ class Contract:
 
     Attributes:
         argv: the command.
+        type: its name for an output; empty when it cannot make it.
         result: where it leaves an output, below its output directory.
         own: options that poclab sets itself.
     """
 
     argv: Argv
+    type: Callable[[Output], str]
     result: Callable[[Output], str]
     own: tuple[str, ...]
 
@@ -59,18 +61,20 @@ class Contract:
 CONTRACTS = {
     BIB: Contract(
         contracts.bib,
+        lambda output: output.bib,
         lambda output: output.bib_file,
         (
             *("--type", "--rootfs", "--chown", "--progress", "--output", "--config"),
-            *("-v", "--verbose"),
+            *("--installer-payload-ref", "-v", "--verbose"),
         ),
     ),
     IMAGE_BUILDER: Contract(
         contracts.image_builder,
+        lambda output: output.image_builder,
         lambda output: output.file,
         (
             *("--bootc-ref", "--bootc-default-fs", "--blueprint", "--output-dir"),
-            *("--output-name", "--progress", "-v", "--verbose"),
+            *("--bootc-installer-payload-ref", "--output-name", "--progress", "-v", "--verbose"),
         ),
     ),
 }
@@ -92,7 +96,7 @@ class Program:
 
 
 class Osbuild:
-    """Makes disks of bootc images with osbuild, by one of the programs around it.
+    """Makes disks and installers of bootc images with osbuild, by one of the programs around it.
 
     Args:
         name: "bootc-image-builder" or "image-builder".
@@ -106,6 +110,7 @@ class Osbuild:
     def check(self, request: BuildRequest) -> None:
         """See that podman is there and root can be had; see `Builder.check`."""
         check_args(request.builder_args, self.name)
+        check_output(request, self.name)
         privileged.check(self.name, "podman")
 
     def inputs(self, request: BuildRequest) -> dict[str, str]:
@@ -134,13 +139,31 @@ class Osbuild:
         source.check_label(request.image, container.inspect(request.image_id).labels)
         inside = source.look_inside(request)
         source.check_os_release(inside.os_release)
-        known = self.user in (None, "root", *inside.users)
-        merged = blueprint.merged(request, None if known else self.user)
+        merged = self._blueprint(request, inside)
         container.copy_to_root(request.image_id, request.image, request.workdir)
         # The builder goes by name: what it finds must be what was built.
         if container.inspect(request.image, root=True).id != request.image_id:
             raise PoclabError(f"{request.image} became another image meanwhile", fix="build again")
+        if request.installer is not None:
+            _bring_installer(request.installer, request.workdir)
         return _run(request, merged, self._program(request))
+
+    def _blueprint(self, request: BuildRequest, inside: source.Inside) -> dict[str, Any]:
+        user = None if self.user in (None, "root", *inside.users) else self.user
+        if not request.output.iso:
+            return blueprint.merged(request, user)
+        if inside.debian_family:
+            raise PoclabError(
+                "there is no installer of Debian's family",
+                why="osbuild makes those of Fedora, CentOS Stream and RHEL alone",
+                fix="install with the container itself: bootc install to-disk",
+            )
+        merged = installer.merged(request, user)
+        if request.output.takes_kickstart and not installer.has_login(merged):
+            events.warning(
+                "nobody is given a password or a key: only logins of the image itself will work"
+            )
+        return merged
 
     def _program(self, request: BuildRequest) -> Program:
         image = builder_image(self.name, request.builder_image)
@@ -150,6 +173,7 @@ class Osbuild:
         if found.kind != self.name:
             events.note(f"{image} holds {found.kind}, not {self.name}: run as what it is")
             check_args(request.builder_args, found.kind)
+            check_output(request, found.kind)
         return found
 
 
@@ -171,6 +195,45 @@ def check_args(args: tuple[str, ...], name: str = BIB) -> None:
                 f"builder_args: {option} is set by poclab",
                 fix="use rootfs, disk and blueprint of image.yaml instead",
             )
+
+
+def check_output(request: BuildRequest, name: str) -> None:
+    """See that a program makes the output, and that it has the installer it wants.
+
+    Raises:
+        UsageError: it does not, or has not.
+    """
+    output = request.output
+    if not CONTRACTS[name].type(output):
+        other = BIB if output.bib else IMAGE_BUILDER
+        raise UsageError(f"{name} makes no {output.name}", fix=f"use --builder {other}")
+    if output.installer and request.installer is None:
+        raise UsageError(
+            f"a {output.name} needs an installer",
+            why="it is made of two container images: one that installs, one that is installed",
+            fix="name the first one: --installer IMAGE",
+        )
+    if request.installer is not None and not output.installer:
+        raise UsageError(
+            f"a {output.name} takes no --installer",
+            why="its installer is made of the distribution's packages",
+            fix="leave it out, or use --type bootc-generic-iso",
+        )
+
+
+def _bring_installer(image: str, workdir: Path) -> None:
+    """See that the installer's image is a bootc image, and bring it into root's storage.
+
+    Raises:
+        PoclabError: it is not there, is none, or became another one meanwhile.
+    """
+    root = not container.exists(image)
+    info = container.inspect(image, root=root)
+    source.check_label(image, info.labels)
+    if not root:
+        container.copy_to_root(info.id, image, workdir)
+    if container.inspect(image, root=True).id != info.id:
+        raise PoclabError(f"{shown(image, 200)} is another image in root's storage")
 
 
 def _note_size(name: str, request: BuildRequest) -> None:

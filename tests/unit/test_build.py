@@ -451,9 +451,9 @@ def test_an_image_by_digest_gets_a_name(world: World) -> None:
 
 def test_the_ten_newest_logs_stay(world: World) -> None:
     for number in range(14):
-        log = new_log(Ref("web", f"v{number}"))
+        log = new_log(Ref("web", f"v{number}"), "doing")
         os.utime(log, (number, number))
-    new_log(Ref("web-api", "v1"))
+    new_log(Ref("web-api", "v1"), "doing")
     left = sorted(path.name.split("-2")[0] for path in world.logs.iterdir())
     assert "build-web-api.v1" in left
     assert len(left) == build.LOGS_KEPT + 1

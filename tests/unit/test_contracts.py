@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poclab.builders import contracts, osbuild
-from poclab.builders.base import BuildRequest
+from poclab.builders.base import ANACONDA_ISO, BOOTC_INSTALLER, GENERIC_ISO, BuildRequest
 from poclab.builders.contracts import Setup
 from poclab.errors import UsageError
 
@@ -77,6 +77,46 @@ def test_image_builder_of_the_host() -> None:
     )
 
 
+INSTALLER = "registry.example/installer:1"
+
+
+def test_bib_makes_an_installer_of_packages() -> None:
+    request = replace(REQUEST, output=ANACONDA_ISO)
+    assert " ".join(contracts.bib(request, SETUP)) == (
+        f"{RUN} {MOUNTS} builder:1 --type anaconda-iso --rootfs ext4 --chown 0:0 "
+        f"--progress=debug {NAME}"
+    )
+
+
+def test_bib_makes_an_installer_of_an_image() -> None:
+    request = replace(MORE, output=BOOTC_INSTALLER, installer=INSTALLER)
+    assert " ".join(contracts.bib(request, replace(SETUP, config=ELSEWHERE.config))) == (
+        f"{RUN} {MOUNTS} -v /w/blueprint.json:/config.json:ro builder:1 --type bootc-installer "
+        f"--rootfs xfs --chown 0:0 --progress=debug --installer-payload-ref {NAME} --seed 1 "
+        f"{INSTALLER}"
+    )
+
+
+def test_image_builder_makes_a_generic_installer() -> None:
+    request = replace(REQUEST, output=GENERIC_ISO, installer=INSTALLER)
+    assert " ".join(contracts.image_builder(request, SETUP)) == (
+        f"{RUN} {MOUNTS} builder:1 build bootc-generic-iso --bootc-ref {INSTALLER} "
+        f"--bootc-installer-payload-ref {NAME} --bootc-default-fs ext4 "
+        "--output-dir /output --output-name install.iso --progress=debug"
+    )
+
+
+def test_image_builder_of_the_host_makes_an_installer() -> None:
+    request = replace(REQUEST, output=BOOTC_INSTALLER, installer=INSTALLER, rootfs="xfs")
+    setup = replace(ELSEWHERE, program="", progress="file")
+    assert " ".join(contracts.image_builder(request, setup)) == (
+        f"sudo image-builder build bootc-installer --bootc-ref {INSTALLER} "
+        f"--bootc-installer-payload-ref {NAME} --bootc-default-fs xfs "
+        "--blueprint /w/blueprint.json --output-dir /w/out --output-name install.iso "
+        "--progress=file"
+    )
+
+
 def test_bootc() -> None:
     assert " ".join(contracts.bootc(MORE, SETUP)) == (
         f"{RUN} --pid=host --ipc=host -v /dev:/dev -v {STORE}:{STORE} -v /w/out:/output {NAME} "
@@ -126,9 +166,11 @@ def test_a_colon_in_a_path_is_refused(contract: osbuild.Argv, setup: Setup) -> N
         (osbuild.BIB, "--rootfs"),
         (osbuild.BIB, "--chown=1:1"),
         (osbuild.BIB, "-v"),
+        (osbuild.BIB, "--installer-payload-ref=x"),
         (osbuild.IMAGE_BUILDER, "--local"),
         (osbuild.IMAGE_BUILDER, "--bootc-ref=x"),
         (osbuild.IMAGE_BUILDER, "--output-dir"),
+        (osbuild.IMAGE_BUILDER, "--bootc-installer-payload-ref"),
         (osbuild.IMAGE_BUILDER, "--progress=term"),
     ],
 )

@@ -29,6 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "disk",
         "formats",
         "digest",
+        "iso9660",
+        "outfile",
         "blocks",
         "sharing",
         "sparse",

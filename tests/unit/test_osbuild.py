@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from poclab import events
 from poclab.builders import blueprint, osbuild, privileged, source
-from poclab.builders.base import BuildRequest
+from poclab.builders.base import ANACONDA_ISO, BOOTC_INSTALLER, GENERIC_ISO, BuildRequest
 from poclab.builders.osbuild import BIB, IMAGE_BUILDER, Osbuild
 from poclab.errors import PoclabError, UsageError
 from poclab.imagefile import load_image
@@ -214,6 +215,58 @@ def test_build_takes_the_disk(request_: BuildRequest, podman: FakePodman) -> Non
     assert built.inputs["program"] == BIB
     assert not (request_.workdir / "builder-output").exists()
     assert any(re.match(r"poclab-osbuild-", name) for name in podman.removed)
+
+
+def test_build_takes_the_iso(request_: BuildRequest, podman: FakePodman) -> None:
+    podman.add("installer:1", BOOTC)
+    podman.add(osbuild.IMAGE_BUILDER_IMAGE)
+    podman.entrypoints[osbuild.IMAGE_BUILDER_IMAGE] = ["/usr/bin/image-builder"]
+
+    def run(argv: list[str], _line: object) -> int:
+        output = mounted(argv, "/output")
+        assert output is not None
+        iso = output / ("bootiso/install.iso" if "--type" in argv else "install.iso")
+        iso.parent.mkdir(exist_ok=True)
+        iso.write_bytes(" ".join(argv[argv.index("-v") :]).encode())
+        return 0
+
+    podman.on_run = run
+    for name, output in ((BIB, ANACONDA_ISO), (IMAGE_BUILDER, GENERIC_ISO), (BIB, BOOTC_INSTALLER)):
+        installer = "installer:1" if output.installer else None
+        built = Osbuild(name).build(replace(request_, output=output, installer=installer))
+        assert built.disk == request_.workdir / "install.iso"
+        assert f" {output.name} " in built.disk.read_text()
+        assert ("installer:1" in built.disk.read_text()) is output.installer
+        built.disk.unlink()
+
+
+def test_an_installer_that_cannot_be_one(request_: BuildRequest, podman: FakePodman) -> None:
+    request = replace(request_, output=GENERIC_ISO, installer="installer:1")
+    with pytest.raises(PoclabError, match="no container image 'installer:1'"):
+        Osbuild(IMAGE_BUILDER).build(request)
+    podman.add("installer:1")
+    with pytest.raises(PoclabError, match="'installer:1' is not a bootc image"):
+        Osbuild(IMAGE_BUILDER).build(request)
+    assert runs(podman) == []
+
+
+def test_an_unattended_installer_without_a_login(
+    request_: BuildRequest, podman: FakePodman
+) -> None:
+    podman.on_run = lambda _argv, _line: 1
+    warnings: list[str] = []
+
+    def listen(event: events.Event) -> None:
+        if event.kind == "warning":
+            warnings.append(event.text)
+
+    with events.listening(listen), pytest.raises(PoclabError, match="failed"):
+        Osbuild(BIB, "bob").build(replace(request_, output=ANACONDA_ISO))
+    assert warnings == []
+    with events.listening(listen), pytest.raises(PoclabError, match="failed"):
+        Osbuild(BIB, "bob").build(replace(request_, output=ANACONDA_ISO, unattended=True))
+    (warning,) = warnings
+    assert "nobody is given a password or a key" in warning
 
 
 @pytest.mark.parametrize("user", ["root", "admin", None])

@@ -9,12 +9,13 @@ import re
 import time
 from pathlib import Path
 
-from tests.support.builder_standin import blueprint, shared
+from tests.support.builder_standin import blueprint, iso, shared
 from tests.support.builder_standin.blueprint import Customizations, Refused
 from tests.support.builder_standin.shared import Parser, say
 from tests.support.builder_standin.storage import Image, Storage
 
 DEPRECATED = ("local", "tls-verify")
+TYPES = ("qcow2", "anaconda-iso", "bootc-installer")
 VERSION = "build_revision: 0123abc\nbuild_time: 2026-01-01T00:00:00Z\nbuild_tainted: false"
 
 
@@ -31,6 +32,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", default="/output")
     parser.add_argument("--chown", default="")
     parser.add_argument("--progress", default="auto")
+    parser.add_argument("--installer-payload-ref", default="")
     parser.add_argument("--log-level", default="error")
     parser.add_argument("--verbose", "-v", action="store_true")
     given = parser.parse_args(argv[1:] if argv[:1] == ["build"] else argv)
@@ -38,8 +40,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         raise Refused("accepts 1 arg(s), received 0")
     if given.progress not in ("auto", "verbose", "debug"):
         raise Refused(f'unknown progress type: "{given.progress}"')
-    if (given.type or ["qcow2"]) != ["qcow2"]:
-        raise Refused(f"type {given.type} is not in this stand-in, qcow2 is")
+    given.type = given.type or ["qcow2"]
+    if given.type not in ([name] for name in TYPES):
+        raise Refused(f"type {given.type} is not in this stand-in, {' and '.join(TYPES)} are")
+    if ("bootc-installer" in given.type) != bool(given.installer_payload_ref):
+        raise Refused("cannot build manifest: no installer payload bootc ref set")
     if given.rootfs not in ("", "ext4", "xfs", "btrfs"):
         raise Refused(f"unsupported root filesystem type: {given.rootfs}")
     if given.chown and not re.fullmatch(r"[0-9]+(:[0-9]+)?", given.chown):
@@ -47,23 +52,38 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     return given
 
 
-def build(store: Storage, found: Image, given: argparse.Namespace, custom: Customizations) -> None:
-    """Make the disk, and say how far it is."""
+def build(
+    store: Storage, found: Image, payload: Image, given: argparse.Namespace, custom: Customizations
+) -> None:
+    """Make the disk or the ISO, and say how far it is."""
     output = Path(given.output)
+    (kind,) = given.type
     pipelines = iter(range(1, 100))
 
     def step(text: str) -> None:
         say(f"[{min(next(pipelines), 8)} / 8] {text}")
         say(f"  [1 / 1] {text}")
 
-    size = max(shared.DEFAULT_DISK, custom.root_size + shared.BESIDE_ROOT)
-    with shared.disk_of(
-        store, found, output, step, size=size, kernel_args=custom.kernel_args, users=custom.users
-    ) as disk:
-        (output / "qcow2").mkdir(exist_ok=True)
-        disk.rename(output / "qcow2/disk.qcow2")
+    if kind == "qcow2":
+        size = max(shared.DEFAULT_DISK, custom.root_size + shared.BESIDE_ROOT)
+        with shared.disk_of(
+            store,
+            found,
+            output,
+            step,
+            size=size,
+            kernel_args=custom.kernel_args,
+            users=custom.users,
+        ) as disk:
+            (output / "qcow2").mkdir(exist_ok=True)
+            disk.rename(output / "qcow2/disk.qcow2")
+    else:
+        name = given.installer_payload_ref or given.image
+        made = iso.make(store, payload, name, output, step, rootfs=given.rootfs, custom=custom)
+        (output / "bootiso").mkdir(exist_ok=True)
+        made.rename(output / "bootiso/install.iso")
     manifest = {"version": "2", "pipelines": [{"name": "image", "stand-in": True}]}
-    (output / "manifest-qcow2.json").write_text(json.dumps(manifest) + "\n")
+    (output / f"manifest-{kind}.json").write_text(json.dumps(manifest) + "\n")
 
 
 def give_away(output: Path, owner: str) -> None:
@@ -83,13 +103,16 @@ def program(argv: list[str]) -> None:
     if not Path(given.output).is_dir():
         raise Refused(f"cannot ensure ownership: {given.output} is no directory")
     store, image = shared.find_image(given.image)
+    payload = image
+    if given.installer_payload_ref:
+        payload = shared.find_image(given.installer_payload_ref)[1]
     custom = blueprint.load(Path("/"))
     say("Start progressbar" if given.progress == "debug" else "Building")
     say("pulse: Manifest generation step")
     shared.check_files(store, image, given.rootfs)
-    say("msg: Building manifest-qcow2.json")
+    say(f"msg: Building manifest-{given.type[0]}.json")
     say("pulse: Disk image building step")
-    build(store, image, given, custom)
+    build(store, image, payload, given, custom)
     if given.chown:
         give_away(Path(given.output), given.chown)
     say("pulse: Build complete!")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 _TOP = {"name", "description", "version", "customizations"}
-_DONE = {"kernel", "filesystem", "user"}
+_DONE = {"kernel", "filesystem", "user", "installer"}
 _NOT_DONE = {
-    "group", "files", "directories", "disk", "ignition", "installer", "hostname", "services",
+    "group", "files", "directories", "disk", "ignition", "iso", "hostname", "services",
     "locale", "timezone", "firewall", "fips", "cacerts", "containers-storage", "partitioning_mode",
 }  # fmt: skip
+_INSTALLER = {"unattended", "sudo-nopasswd", "kickstart", "modules"}
 _USER = {"name", "description", "password", "key", "home", "shell", "groups", "uid", "gid"}
 _UNITS = {"": 1, "B": 1, "kB": 1000, "KiB": 1024, "MB": 1000**2, "MiB": 1024**2,
           "GB": 1000**3, "GiB": 1024**3}  # fmt: skip
@@ -31,6 +32,7 @@ class Customizations:
     kernel_args: tuple[str, ...] = ()
     root_size: int = 0
     users: list[dict[str, Any]] = field(default_factory=list)
+    kickstart: str | None = None
 
 
 def load(root: Path) -> Customizations:
@@ -66,8 +68,28 @@ def read(blueprint: dict[str, Any]) -> Customizations:
     for user in custom.get("user", []):
         _known(user, _USER, "customizations.user.")
     return Customizations(
-        tuple(kernel.get("append", "").split()), size, list(custom.get("user", []))
+        tuple(kernel.get("append", "").split()),
+        size,
+        list(custom.get("user", [])),
+        _kickstart(custom),
     )
+
+
+def _kickstart(custom: dict[str, Any]) -> str | None:
+    """The user's kickstart, which goes with nothing else (pkg/customizations/kickstart)."""
+    settings = custom.get("installer", {})
+    _known(settings, _INSTALLER, "customizations.installer.")
+    for key in {"sudo-nopasswd", "modules"} & settings.keys():
+        raise Refused(f"customizations.installer.{key} is not in this stand-in")
+    if "kickstart" not in settings:
+        return None
+    _known(settings["kickstart"], {"contents"}, "customizations.installer.kickstart.")
+    refused = "are not compatible with user-supplied kickstart content"
+    if settings.get("unattended"):
+        raise Refused(f"cannot build manifest: kickstart unattended options {refused}")
+    if custom.get("user"):
+        raise Refused(f"cannot build manifest: kickstart users and/or groups {refused}")
+    return str(settings["kickstart"]["contents"])
 
 
 def _known(table: dict[str, Any], keys: set[str], where: str) -> None:

@@ -28,8 +28,9 @@ _ENTRIES = {"bootc-image-builder": "bib", "image-builder": "image_builder", "boo
 _LABEL = "poclab-test.inputs"
 _HERE = Path(__file__).parent
 _POCLAB = _HERE.parents[2] / "poclab"
-# What the direct builder runs, e2fsck and tune2fs for its checks; podman stays outside.
-_PROGRAMS = tuple(sorted({*direct._PROGRAMS, "e2fsck", "tune2fs"} - {"podman"}))
+# What the direct builder runs, e2fsck and tune2fs for its checks, xorriso for ISOs; podman stays
+# outside.
+_PROGRAMS = tuple(sorted({*direct._PROGRAMS, "e2fsck", "tune2fs", "xorriso"} - {"podman"}))
 # mtools converts names with iconv to this code page; glibc loads it when it is asked for.
 _GCONV = ("gconv-modules", "gconv-modules.cache", "gconv-modules.d", "IBM850.so")
 _NOT_NEEDED = (
