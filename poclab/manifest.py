@@ -99,3 +99,9 @@ def _checksum(body: Mapping[str, Any]) -> str:
 def bases(item: Version | VmRecord) -> tuple[str, ...]:
     """The volumes a version's disk consists of, or a VM's below its own: the top first."""
     return tuple(base_volume(digest) for digest in (item.digest, *item.parents))
+
+
+def version_volumes(version: Version) -> set[str]:
+    """The volumes a version may consist of: its manifest, and its bases, plain or packed."""
+    below = bases(version)
+    return {manifest_volume(version.ref), *below, *map(packed_volume, below)}

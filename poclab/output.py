@@ -52,9 +52,9 @@ def seconds(value: int | None) -> str:
     return "-" if value is None else format_seconds(value)
 
 
-def size(value: int) -> str:
-    """A size for people."""
-    return format_size(value)
+def size(value: int | None) -> str:
+    """A size for people, or a dash."""
+    return "-" if value is None else format_size(value)
 
 
 STATUS = (
@@ -74,7 +74,16 @@ IMAGES = (
     Column("CREATED", "created"),
     Column("ORIGIN", "origin"),
     Column("SIZE", "size", size),
+    Column("UNIQUE", "unique", size),
     Column("USED BY", "used_by"),
+)
+SPACE = (
+    Column("KIND", "kind"),
+    Column("NAME", "name"),
+    Column("ALLOCATED", "allocated", size),
+    Column("SHARED", "shared", size),
+    Column("UNIQUE", "unique", size),
+    Column("FULL", "full", size),
 )
 HISTORY = (
     Column("TIME", "time"),

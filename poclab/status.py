@@ -6,10 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from poclab.extents import tally
+from poclab.manifest import BASE, MANIFEST, version_volumes
 from poclab.model import ObservedVm, Version
 from poclab.readiness import glance
 from poclab.store import Store
+from poclab.virt import places
 from poclab.virt.host import Host
+from poclab.virt.pool import LocalPool
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class ImageRow:
         created: when it was published.
         origin: how it came: "built", "imported" or "committed", and from what.
         size: bytes of the base disk's file.
+        unique: bytes on the disk that no other version has; None where that cannot be known.
         used_by: VMs on it, `LAB/VM`, separated by blanks.
         protected: whether `image rm` refuses it.
     """
@@ -99,6 +104,7 @@ class ImageRow:
     created: str
     origin: str
     size: int
+    unique: int | None
     used_by: str
     protected: bool
 
@@ -106,10 +112,27 @@ class ImageRow:
 def image_rows(host: Host) -> list[ImageRow]:
     """All versions."""
     vms = host.vms()
-    return [_image_row(version, vms) for version in Store(host.pool, host.uri).versions()]
+    versions = Store(host.pool, host.uri).versions()
+    return [
+        _image_row(version, vms, alone)
+        for version, alone in zip(versions, _unique(host, versions), strict=True)
+    ]
 
 
-def _image_row(version: Version, vms: list[ObservedVm]) -> ImageRow:
+def _unique(host: Host, versions: list[Version]) -> list[int | None]:
+    """The bytes that each version alone has, as far as they can be known."""
+    if not isinstance(host.pool, LocalPool):
+        return [None] * len(versions)
+    names = [name for name in host.pool.names() if name.startswith((BASE, MANIFEST))]
+    found = places.find(host.pool, names)
+    own = [version_volumes(version) for version in versions]
+    rest = set(names).difference(*own)
+    each, _ = tally([found.of(volumes) for volumes in (*own, rest)])
+    known = [found.unknown.isdisjoint(volumes) for volumes in own]
+    return [item.unique if sure else None for item, sure in zip(each, known, strict=False)]
+
+
+def _image_row(version: Version, vms: list[ObservedVm], unique: int | None) -> ImageRow:
     return ImageRow(
         name=version.ref.image,
         tag=version.ref.tag,
@@ -117,6 +140,7 @@ def _image_row(version: Version, vms: list[ObservedVm]) -> ImageRow:
         created=version.created,
         origin=f"{version.origin.kind} {version.origin.source}",
         size=version.size,
+        unique=unique,
         used_by=" ".join(vm.record.path for vm in users(version, vms)),
         protected=version.protected,
     )

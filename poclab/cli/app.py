@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from poclab import __version__, output
-from poclab.cli import context, doctor, image, iso, lab, store, vm
+from poclab.cli import context, doctor, image, iso, lab, space, store, vm
 from poclab.errors import PoclabError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -29,6 +29,7 @@ vm.register(app)
 store.register(image.app)
 iso.register(image.app)
 app.add_typer(image.app, name="image")
+space.register(app)
 doctor.register(app)
 
 

@@ -545,7 +545,7 @@ def test_a_version_in_use_is_named_and_cannot_be_removed(lab: OneLab) -> None:
     lab.write("a: {image: 'tiny:v1'}")
     lab.up()
     rows = json.loads(lab.host.poclab("image", "ls", "-o", "json").stdout)
-    promised = ["name", "tag", "digest", "created", "origin", "size", "used_by"]
+    promised = ["name", "tag", "digest", "created", "origin", "size", "unique", "used_by"]
     assert list(rows[0]) == [*promised, "protected"]
     assert {row["tag"]: row["used_by"] for row in rows} == {"v1": f"{lab.name}/a", "v2": ""}
     before = lab.digests()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -14,37 +13,13 @@ from tests.support import filesystems, labs
 from tests.support.hosts import Host
 from tests.support.labs import MIB, Vm
 from tests.support.stops import told
-
-SIZE = 24 * MIB
+from tests.support.trees import SIZE, trees, used
 
 
 @pytest.fixture(scope="module", params=["xfs", "btrfs"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     with filesystems.session(request.param, "400m") as found:
         yield found
-
-
-def trees(host: Host, name: str, versions: int = 3) -> list[Path]:
-    """Raw disks of one tree that changes: each begins with more, so all else is elsewhere."""
-    rest = random.Random(name)
-    body = rest.randbytes(SIZE - 2 * MIB)
-    found = []
-    for number in range(versions):
-        path = host.scratch / f"{name}{number + 1}.raw"
-        inserted = rest.randbytes(64 * BLOCK)
-        body = body[: MIB * (number + 1)] + inserted + body[MIB * (number + 1) : -len(inserted)]
-        path.write_bytes(labs.IDLE.ljust(MIB, b"\0") + body + bytes(MIB))
-        found.append(host.give(path))
-    return found
-
-
-def used(host: Host) -> int:
-    """Bytes that are in use on the pool's file system, by itself."""
-    code = (
-        "import os, sys; os.sync(); s = os.statvfs(sys.argv[1]); "
-        "print((s.f_blocks - s.f_bfree) * s.f_frsize)"
-    )
-    return int(host.run("python3", "-c", code, host.env["POCLAB_POOL_DIR"]).stdout)
 
 
 def base(host: Host, ref: str) -> Path:

@@ -16,6 +16,7 @@ from poclab.cli.lab import ActionRow
 from poclab.doctor import Check
 from poclab.images import Orphan
 from poclab.show import VersionRow
+from poclab.space import SpaceRow
 from poclab.status import HistoryRow, ImageRow, VmRow
 from poclab.verify import VerifyRow
 
@@ -133,6 +134,7 @@ def test_documented_variables_exist() -> None:
         (ImageRow, "image ls"),
         (VersionRow, "image show"),
         (VerifyRow, "image verify"),
+        (SpaceRow, "df"),
         (HistoryRow, "history"),
         (ActionRow, "plan"),
         (Check, "doctor"),

@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "outfile",
         "blocks",
         "sharing",
+        "extents",
         "sparse",
         "packing",
         "spool",

@@ -85,9 +85,9 @@ def test_no_rows_are_no_data(
             "lab vm state version tag_digest address ready uptime",
         ),
         (
-            ImageRow("a", "1", "sha256:ab", "t", "built x", 1, "", False),
+            ImageRow("a", "1", "sha256:ab", "t", "built x", 1, None, "", False),
             output.IMAGES,
-            "name tag digest created origin size used_by protected",
+            "name tag digest created origin size unique used_by protected",
         ),
         (
             HistoryRow("t", "l", "v", "reset", "a:1", "sha256:ab", "me"),
