@@ -167,6 +167,12 @@ def ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def typed(question: str) -> str:
+    """Ask for a word on the terminal; gives what was typed, without blanks around it."""
+    print(f"{question} ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
+
+
 class Reporter:
     """Turns events into lines or, on a terminal, a progress bar."""
 

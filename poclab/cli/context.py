@@ -98,6 +98,32 @@ def confirmed(question: str, *, yes: bool) -> bool:
     return output.ask(question)
 
 
+def check_terminal() -> None:
+    """See that somebody can answer a question that no option answers.
+
+    Raises:
+        UsageError: nobody can.
+    """
+    if not output.interactive():
+        raise UsageError(
+            "that wants an answer on a terminal",
+            why="standard input or standard error is none",
+            fix="run it in a terminal, or write the ISO by hand with dd",
+        )
+
+
+def insisted(question: str, *words: str) -> bool:
+    """Have one of some words typed; no option and no script can answer instead.
+
+    Raises:
+        UsageError: nobody can answer.
+    """
+    check_terminal()
+    if _reporter is not None:
+        _reporter.close()
+    return output.typed(question) in words
+
+
 def lab_file(text: str) -> Path:
     """The lab file that `up` was given: a name means labs/NAME.yaml.
 

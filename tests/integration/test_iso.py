@@ -214,6 +214,13 @@ def test_the_command(system_host: Host, standin: None) -> None:
     again = host.poclab("image", "iso", "tiny:v1", "-o", target, check=False, **env)
     assert again.returncode == 1
     assert "fix: use another name, or --force" in again.stderr
+    # What cannot be written to is refused before minutes are spent.
+    other = str(host.scratch / "other.iso")
+    argv = ("image", "iso", "tiny:v1", "-o", other, "--write", target)
+    refused = host.poclab(*argv, check=False, **env)
+    assert refused.returncode == 2
+    assert f"{target} is no disk" in refused.stderr
+    assert not Path(other).exists()
 
 
 # --- what is there already, and what was left -------------------------------------------

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "digest",
         "iso9660",
         "outfile",
+        "blockdevice",
         "blocks",
         "sharing",
         "extents",
