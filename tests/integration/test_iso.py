@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from poclab import events, iso, outfile
-from poclab.builders import osbuild
+from poclab.builders import osbuild, progress
+from poclab.builders.base import BOOTC_INSTALLER
 from poclab.errors import PoclabError, UsageError
 from poclab.iso import Iso, Wish, make_iso
 from poclab.model import Ref
@@ -30,6 +31,7 @@ from tests.support.builder_standin import make
 from tests.support.builds import Interrupter, World
 from tests.support.hosts import Host
 
+HOST_BIN = Path(make.__file__).parent / "host_bin"
 DIRECT = "builder: direct\nkernel_args: [console=ttyS0, marker=1]\n"
 
 
@@ -190,6 +192,82 @@ def test_an_iso_with_a_kickstart(place: Place) -> None:
     lines = "text --non-interactive\nclearpart --all\nautopart --noswap\nrootpw --lock\n"
     made = place.make(kickstart=place.write("lab.ks", lines))
     assert kickstart(unpacked(made)).endswith(lines)
+
+
+# --- made of an image that installs ---------------------------------------------------------
+
+
+INSTALLER = f"localhost/poclab-test/installer-{os.getpid()}:1"
+
+
+@pytest.fixture(scope="module")
+def installer(built: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    make.make_image_builder()
+    context = tmp_path_factory.mktemp("installer")
+    (context / "who").write_text("the installer")
+    v1 = f"localhost/poclab/{built.directory.name}:v1"
+    (context / "Containerfile").write_text(f"FROM {v1}\nCOPY who /usr/share/version\n")
+    podman.run("build", "--tag", INSTALLER, str(context))
+    yield INSTALLER
+    podman.run("rmi", "--force", INSTALLER)
+
+
+def live(files: Path) -> str:
+    """What the image that installs has in place of the other one's."""
+    with tarfile.open(files / "LiveOS/installer.tar") as archive:
+        file = archive.extractfile("usr/share/version")
+        assert file
+        return file.read().decode()
+
+
+@pytest.mark.parametrize("how", ["container", "host"])
+def test_a_generic_iso(
+    place: Place, installer: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(progress, "_POLL", 0.01)
+    if how == "container":
+        monkeypatch.setenv(osbuild.IMAGE_BUILDER_VARIABLE, make.IMAGE_BUILDER)
+    else:
+        monkeypatch.setenv("PATH", f"{HOST_BIN}:{os.environ['PATH']}")
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        made = place.make(installer=installer)
+    assert place.target.stat().st_uid == os.getuid()
+    assert place.nothing_but("out.iso")
+    files = unpacked(made)
+    assert live(files) == "the installer"
+    assert payload(files)["usr/share/version"] == b"VERSION-OF-THE-TEST"
+    assert not (files / "osbuild.ks").exists()
+    texts = [event.text for event in seen]
+    assert f"what the installer asks is up to {installer}" in texts
+    assert "org.osbuild.xorrisofs" in texts
+
+
+@pytest.mark.parametrize("builder", ["image-builder", "bootc-image-builder"])
+def test_an_iso_of_an_image_with_anaconda(
+    place: Place, installer: str, monkeypatch: pytest.MonkeyPatch, builder: str
+) -> None:
+    monkeypatch.setenv(osbuild.IMAGE_BUILDER_VARIABLE, make.IMAGE_BUILDER)
+    made = place.make(installer=installer, output=BOOTC_INSTALLER, builder=builder)
+    files = unpacked(made)
+    assert live(files) == "the installer"
+    assert payload(files)["usr/share/version"] == b"VERSION-OF-THE-TEST"
+    text = kickstart(files)
+    assert f"--transport registry localhost/poclab/{place.ref}" in text
+    assert "bootloader --append='console=ttyS0 marker=1'" in text
+    assert "autopart" not in text
+
+
+def test_a_builder_that_turns_out_to_be_another_one(
+    place: Place, installer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(osbuild.BIB_VARIABLE, make.IMAGE_BUILDER)
+    with pytest.raises(UsageError, match="image-builder makes no anaconda-iso"):
+        place.make()
+    assert place.nothing_but()
+
+
+# --- as a command -------------------------------------------------------------------------
 
 
 def test_the_command(system_host: Host, standin: None) -> None:

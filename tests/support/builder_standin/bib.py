@@ -79,7 +79,17 @@ def build(
             disk.rename(output / "qcow2/disk.qcow2")
     else:
         name = given.installer_payload_ref or given.image
-        made = iso.make(store, payload, name, output, step, rootfs=given.rootfs, custom=custom)
+        installer = found if kind == "bootc-installer" else None
+        made = iso.make(
+            store,
+            payload,
+            name,
+            output,
+            step,
+            rootfs=given.rootfs,
+            custom=custom,
+            installer=installer,
+        )
         (output / "bootiso").mkdir(exist_ok=True)
         made.rename(output / "bootiso/install.iso")
     manifest = {"version": "2", "pipelines": [{"name": "image", "stand-in": True}]}

@@ -10,11 +10,16 @@ import json
 import sys
 from pathlib import Path
 
-from tests.support.builder_standin import blueprint, shared
+from tests.support.builder_standin import blueprint, iso, shared
 from tests.support.builder_standin.blueprint import Refused
 from tests.support.builder_standin.shared import Parser, say
 
 VERSION = "76"
+OPTIONS = (
+    "bootc-ref", "bootc-installer-payload-ref", "bootc-default-fs", "blueprint", "output-dir",
+    "output-name",
+)  # fmt: skip
+TYPES = ("qcow2", "bootc-installer", "bootc-generic-iso")
 PROGRESS = ("auto", "verbose", "debug", "file")
 
 
@@ -22,7 +27,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line of `build`."""
     parser = Parser(prog="image-builder", allow_abbrev=False, add_help=False)
     parser.add_argument("type", nargs="?")
-    for name in ("bootc-ref", "bootc-default-fs", "blueprint", "output-dir", "output-name"):
+    for name in OPTIONS:
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--progress", default="auto")
     parser.add_argument("--seed", type=int)
@@ -32,8 +37,15 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         raise Refused("accepts 1 arg(s), received 0")
     if given.progress not in PROGRESS:
         raise Refused(f'unknown progress type: "{given.progress}"')
-    if given.type != "qcow2":
-        raise Refused(f"type {given.type} is not in this stand-in, qcow2 is")
+    if given.type == "anaconda-iso":
+        raise Refused(
+            'image type bootc "anaconda-iso" is not supported with image-builder, please consider '
+            'switching to "bootc-installer" or use bootc-image-builder'
+        )
+    if given.type not in TYPES:
+        raise Refused(f"type {given.type} is not in this stand-in, {', '.join(TYPES)} are")
+    if given.type == "bootc-installer" and not given.bootc_installer_payload_ref:
+        raise Refused("no installer payload bootc ref set")
     if not given.bootc_ref:
         raise Refused("a build without --bootc-ref is not in this stand-in")
     return given
@@ -67,29 +79,41 @@ class LineProgress:
 
 
 def build(given: argparse.Namespace) -> None:
-    """Make the disk."""
+    """Make the disk or the ISO."""
     if shared.CONTAINER.exists():
         shared.check_container()
     store, image = shared.find_image(given.bootc_ref)
     output = Path(given.output_dir or ".")
     output.mkdir(parents=True, exist_ok=True)
-    name = given.output_name.removesuffix(".qcow2") or "disk"
+    ending = "qcow2" if given.type == "qcow2" else "iso"
+    name = given.output_name.removesuffix(f".{ending}") or "disk"
     custom = blueprint.Customizations()
     if given.blueprint:
         custom = blueprint.read(json.loads(Path(given.blueprint).read_text()))
     shared.check_files(store, image, given.bootc_default_fs)
     file = FileProgress(output / f"{name}.progress")
-    with shared.disk_of(
-        store,
-        image,
-        output,
-        file if given.progress == "file" else LineProgress(),
-        size=max(shared.DEFAULT_DISK, custom.root_size + shared.BESIDE_ROOT),
-        kernel_args=custom.kernel_args,
-        users=custom.users,
-    ) as disk:
-        disk.rename(output / f"{name}.qcow2")
-    print(f"Image build successful: {output / name}.qcow2")
+    step = file if given.progress == "file" else LineProgress()
+    if given.type == "qcow2":
+        with shared.disk_of(
+            store,
+            image,
+            output,
+            step,
+            size=max(shared.DEFAULT_DISK, custom.root_size + shared.BESIDE_ROOT),
+            kernel_args=custom.kernel_args,
+            users=custom.users,
+        ) as disk:
+            disk.rename(output / f"{name}.qcow2")
+    else:
+        ref = given.bootc_installer_payload_ref
+        payload = shared.find_image(ref)[1] if ref else image
+        made = iso.make(
+            store, payload, ref, output, step, rootfs=given.bootc_default_fs, installer=image,
+            # A bootc-generic-iso has no use for a blueprint.
+            custom=custom if given.type == "bootc-installer" else None,
+        )  # fmt: skip
+        made.rename(output / f"{name}.iso")
+    print(f"Image build successful: {output / name}.{ending}")
 
 
 def program(argv: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 Where the files lie is as in the real ones: the container image as an OCI layout in `/container`,
 kickstarts in `/osbuild.ks` and `/osbuild-base.ks`, kernel and initramfs in `/images/pxeboot`
-(osbuild/images: pkg/manifest/anaconda_installer_iso_tree.go). There is no Anaconda in them.
+(osbuild/images: pkg/manifest/anaconda_installer_iso_tree.go). There is no Anaconda in them, and an
+image that installs is a tar file and no squashfs.
 """
 
 from __future__ import annotations
@@ -41,10 +42,22 @@ def make(
     output: Path,
     step: Callable[[str], None],
     *,
-    rootfs: str,
-    custom: Customizations,
+    rootfs: str = "",
+    custom: Customizations | None = None,
+    installer: Image | None = None,
 ) -> Path:
-    """Make an ISO that installs an image."""
+    """Make an ISO that installs an image.
+
+    Args:
+        store: where the images are.
+        payload: what is installed.
+        name: its name.
+        output: where the ISO goes.
+        step: told of each step.
+        rootfs: the root file system's type.
+        custom: the blueprint; without one there are no kickstarts, as in a bootc-generic-iso.
+        installer: the image that installs; its files go into `/LiveOS`.
+    """
     work = Path(tempfile.mkdtemp(prefix="osbuild-", dir=output))
     try:
         tree = work / "tree"
@@ -52,13 +65,17 @@ def make(
         step("org.osbuild.skopeo")
         with store.files(payload, _MOUNT) as files:
             image_tar.write(files, work / "layer.tar", [])
-            modules = next(iter((files / "usr/lib/modules").glob("*/vmlinuz"))).parent
-            shutil.copy(modules / "vmlinuz", tree / "images/pxeboot/vmlinuz")
-            shutil.copy(modules / "initramfs.img", tree / "images/pxeboot/initrd.img")
+            _boot_files(files, tree)
         oci_layout(tree / "container", work / "layer.tar", payload.labels)
-        step("org.osbuild.kickstart")
-        for file, text in kickstarts(name, rootfs, custom).items():
-            (tree / file).write_text(text)
+        if installer is not None:
+            (tree / "LiveOS").mkdir()
+            with store.files(installer, _MOUNT) as files:
+                image_tar.write(files, tree / "LiveOS/installer.tar", [])
+                _boot_files(files, tree)
+        if custom is not None:
+            step("org.osbuild.kickstart")
+            for file, text in kickstarts(name, rootfs, custom).items():
+                (tree / file).write_text(text)
         step("org.osbuild.xorrisofs")
         iso = work / "install.iso"
         _xorrisofs(tree, _efi(work), iso)
@@ -67,6 +84,12 @@ def make(
         return done
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _boot_files(files: Path, tree: Path) -> None:
+    modules = next(iter((files / "usr/lib/modules").glob("*/vmlinuz"))).parent
+    shutil.copy(modules / "vmlinuz", tree / "images/pxeboot/vmlinuz")
+    shutil.copy(modules / "initramfs.img", tree / "images/pxeboot/initrd.img")
 
 
 def kickstarts(name: str, rootfs: str, custom: Customizations) -> dict[str, str]:
