@@ -11,7 +11,7 @@ from pathlib import Path
 
 from poclab import config, container, disk, events, lock
 from poclab.builders.base import Builder, BuildRequest
-from poclab.builders.choose import AUTO, builder_for
+from poclab.builders.choose import AUTO, builder_for, named
 from poclab.builders.choose import NAMES as BUILDERS
 from poclab.container import ImageInfo
 from poclab.earlier import SECONDS, Earlier
@@ -65,6 +65,8 @@ def build_image(
             message names the log.
     """
     ref = Ref(definition.name, check_tag(tag))
+    if builder not in (None, AUTO):
+        named(builder)  # an unknown one is refused before anything is built
     if build_args and definition.container is not None:
         raise UsageError(
             f"{ref.image} takes no build arguments",
@@ -83,7 +85,8 @@ def build_image(
 
 def _refuse_other(store: Store, ref: Ref, no_cache: bool) -> None:
     """Refuse a version that no build can be the same as: it was imported, or is to be new."""
-    if no_cache or not store.has(ref) or "format" not in store.get(ref).origin.inputs:
+    found = None if no_cache or not store.has(ref) else store.get(ref).origin
+    if found is None or found.kind != "built" or "format" not in found.inputs:
         store.refuse_existing(ref)
 
 

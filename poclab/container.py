@@ -148,7 +148,8 @@ def build(
             raise PoclabError(
                 f"podman build of {name} failed (log: {log})",
                 why=last.text or f"exit status {code}",
-                fix=_fix_for(last.text),
+                fix=_fix_for(last.text)
+                or f"correct {shown(str(containerfile), 200)}; the log has what its steps printed",
             )
         image_id = iidfile.read_text().strip().removeprefix("sha256:")
     found = inspect(image_id)

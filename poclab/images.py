@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from poclab import events
@@ -16,47 +16,47 @@ from poclab.store import Store
 from poclab.virt.host import Host
 
 
-def remove(host: Host, ref: Ref) -> bool:
-    """Remove a version that no VM stands on.
-
-    Returns:
-        Whether disk space was freed; not when another version has the same disk.
+def remove(host: Host, refs: Sequence[Ref]) -> None:
+    """Remove versions that no VM stands on; all of them, or none when one is to stay.
 
     Raises:
-        PoclabError: there is none, it is protected, or VMs stand on it.
+        PoclabError: one of them is not there, it is protected, or VMs stand on it.
     """
     store = Store(host.pool, host.uri)
     with store.changing():
         _collect(host, store)  # what a removal that was interrupted left goes, whatever follows
-        version = store.get(ref)
-        refuse_protected(version)
+        versions = [store.get(ref) for ref in refs]
         vms, foreign = host.vms(), host.foreign()
-        used = [vm.record.path for vm in users(version, vms)]
-        if used:
-            raise PoclabError(
-                f"{ref} is in use",
-                why=f"{', '.join(used)} {'stands' if len(used) == 1 else 'stand'} on it",
-                fix=f"reset to another version first: poclab reset {used[0]} --to TAG",
-            )
-        domain = foreign.volumes.get(base_volume(version.digest))
-        if domain and not _shared(version, store):
-            raise PoclabError(
-                f"{ref} is in use",
-                why=f"domain {domain} stands on it",
-                fix="remove that domain first, or, if it was renamed, give it its name back",
-            )
-        freed = store.remove(ref, used_volumes(vms, foreign))
-        _collect(host, store)  # what it was layered on and nothing else is
+        stay = [other for other in store.versions() if other.ref not in refs]
+        for version in versions:
+            _refuse_needed(version, vms, foreign, stay)
+        for ref in refs:
+            store.remove(ref, used_volumes(vms, foreign))
+            events.note(f"{ref} is removed")
+        _collect(host, store)  # what they were layered on and nothing else is
     host.settle()
-    return freed
 
 
-def _shared(version: Version, store: Store) -> bool:
-    """Whether the disk stays when the version goes, since another one has it."""
-    return any(
-        base_volume(version.digest) in bases(other) and other.ref != version.ref
-        for other in store.versions()
-    )
+def _refuse_needed(
+    version: Version, vms: list[ObservedVm], foreign: Foreign, stay: list[Version]
+) -> None:
+    """See that a version may be removed; `stay` are the versions that will be there then."""
+    refuse_protected(version)
+    used = [vm.record.path for vm in users(version, vms)]
+    if used:
+        raise PoclabError(
+            f"{version.ref} is in use",
+            why=f"{', '.join(used)} {'stands' if len(used) == 1 else 'stand'} on it",
+            fix=f"reset to another version first: poclab reset {used[0]} --to TAG",
+        )
+    base = base_volume(version.digest)
+    domain = foreign.volumes.get(base)
+    if domain and not any(base in bases(other) for other in stay):
+        raise PoclabError(
+            f"{version.ref} is in use",
+            why=f"domain {domain} stands on it",
+            fix="remove that domain first, or, if it was renamed, give it its name back",
+        )
 
 
 def tag(host: Host, source: Ref, target: Ref) -> Version:

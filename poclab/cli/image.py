@@ -189,10 +189,7 @@ def rm(
         output.tell("nothing was removed")
         raise typer.Exit(1)
     with context.host() as host:
-        for ref in found:
-            remove(host, ref)
-            if not context.options().quiet:
-                output.tell(f"{ref} is removed")
+        remove(host, found)
 
 
 @app.command()

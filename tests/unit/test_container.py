@@ -169,6 +169,7 @@ def test_a_failed_build_shows_the_error_and_the_log(tmp_path: Path) -> None:
         build(tmp_path, [])
     assert str(tmp_path / "log") in error.value.what
     assert error.value.why == "Error: building at STEP 1: x"
+    assert error.value.fix.startswith("correct ")
 
 
 def test_export_always_removes_its_container(tmp_path: Path) -> None:
