@@ -8,7 +8,8 @@ CONNECT ?=
 # More arguments for pytest, e.g. make unit PYTEST="-x -k store"
 PYTEST ?=
 SCRIPTS := .ci/setup .ci/run .ci/demo tests/support/system-host tests/support/debian_guest/build \
-	tests/support/debian_guest/customize tests/support/builder_standin/host_bin/image-builder
+	tests/support/debian_guest/customize tests/support/builder_standin/host_bin/image-builder \
+	images/centos-db/rootfs/usr/libexec/centos-db/data
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +30,7 @@ lint: ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	shellcheck $(SCRIPTS)
+	$(BIN)/hadolint images/*/Containerfile
 
 types: ## Check types
 	$(BIN)/mypy
