@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import hosts
 from tests.support.hosts import Host
+
+# How long a busy machine takes over an example says nothing about the code.
+settings.register_profile("poclab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("poclab")
 
 
 @pytest.fixture(scope="module")
