@@ -164,7 +164,9 @@ def write(source: Path, stick: Stick, roots: Roots = ROOTS) -> str:
 def _check_kind(node: Path, directory: Path) -> None:
     # A disk on USB has the bus in the path of its device: .../usb1/1-2/...
     usb = any(_BUS.fullmatch(part) for part in directory.parts)
-    if _text(directory / "removable") != "1" and not usb:
+    # A card in a slot of its own calls itself fixed, but says what it is (mmc-dev-attrs).
+    card = _text(directory / "device/type") == "SD"
+    if _text(directory / "removable") != "1" and not usb and not card:
         raise _refused(
             node,
             "it is neither removable nor on USB",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ def make_iso(store: Store, ref: Ref, wish: Wish) -> Iso:
             rootfs=inputs.get("rootfs", "ext4"),
             kernel_args=tuple(inputs.get("kernel_args", "").split()),
             blueprint=wish.blueprint,
+            builder_image=_builder_image(version, builder),
             output=output,
             installer=wish.installer,
             kickstart=kickstart,
@@ -163,6 +165,17 @@ def container_image(version: Version) -> ImageInfo:
         except CommandFailed as error:
             raise PoclabError("podman tag failed", why=error.result.last_line) from error
     return ImageInfo(info.id, name, info.digest, info.labels, info.size)
+
+
+def _builder_image(version: Version, builder: str) -> str | None:
+    """The builder's container image that made the disk, a mirror's for one.
+
+    None where the environment names another, or another builder did.
+    """
+    inputs = version.origin.inputs
+    if os.environ.get(osbuild.VARIABLES[builder]) or inputs.get("program") != builder:
+        return None
+    return inputs.get("builder_image")
 
 
 def _tell(wish: Wish, output: Output, blueprint: dict[str, object]) -> None:

@@ -33,6 +33,7 @@ BIB_IMAGE = "quay.io/centos-bootc/bootc-image-builder:latest"
 IMAGE_BUILDER_IMAGE = "ghcr.io/osbuild/image-builder-cli:latest"
 BIB_VARIABLE = "POCLAB_BIB_IMAGE"
 IMAGE_BUILDER_VARIABLE = "POCLAB_IMAGE_BUILDER_IMAGE"
+VARIABLES = {BIB: BIB_VARIABLE, IMAGE_BUILDER: IMAGE_BUILDER_VARIABLE}
 _DEPRECATED = ("--local", "--tls-verify")
 # `--progress=file` is there from this version of image-builder on.
 _PROGRESS_FILE = 75

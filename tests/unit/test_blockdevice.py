@@ -45,6 +45,17 @@ def test_a_card_in_a_reader_of_another_bus(sysfs: Sysfs) -> None:
     assert "no serial number" in str(found)
 
 
+@pytest.mark.parametrize(("kind", "fine"), [("SD", True), ("MMC", False)])
+def test_a_card_in_a_slot_and_a_chip_on_the_board(sysfs: Sysfs, kind: str, fine: bool) -> None:
+    where = "platform/soc/mmc_host/mmc0/mmc0:0001"
+    sysfs.disk("mmcblk0", "179:0", where=where, removable=False, more={"device/type": kind})
+    try:
+        found = look(sysfs, (179, 0), Path("/dev/mmcblk0")).size > 0
+    except PoclabError:
+        found = False
+    assert found is fine
+
+
 def test_a_disk_that_is_built_in(sysfs: Sysfs) -> None:
     sysfs.disk("sda", "8:0", where=SATA, removable=False)
     with pytest.raises(PoclabError, match="must not be written over") as caught:
