@@ -86,6 +86,45 @@ def fingerprint(
     _write_zeros(target, (size - done) // BLOCK)
 
 
+def fingerprint_stream(
+    pieces: Iterable[bytes | memoryview], target: BinaryIO, tell: Callable[[int], None]
+) -> None:
+    """Write the digests of what comes in pieces of any sizes; a last part of a block is left out.
+
+    Args:
+        pieces: the bytes, in order.
+        target: where the digests go, 8 bytes a block.
+        tell: called with the bytes that are done.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    rest, done = b"", 0
+    for piece in pieces:
+        view = memoryview(rest + piece if rest else piece)
+        whole = len(view) // BLOCK * BLOCK
+        target.write(b"".join([_short(view[at : at + BLOCK]) for at in range(0, whole, BLOCK)]))
+        rest = bytes(view[whole:])
+        done += whole
+        tell(done)
+
+
+def missing(found: BinaryIO, others: BinaryIO) -> int:
+    """How many blocks of zeros aside are in one file of digests and not in another.
+
+    Args:
+        found: digests of the blocks that are counted, from its beginning.
+        others: digests of the blocks that they are looked up in.
+    """
+    count = 0
+    found.seek(0)
+    while len(window := Window(digests(found, WINDOW))):
+        others.seek(0)
+        window.look_in(0, digests(others))
+        count += window.missing()
+    return count
+
+
 def _write_zeros(target: BinaryIO, count: int) -> None:
     while count > 0:
         target.write(_ZEROS * min(count, _CHUNK))
@@ -167,6 +206,11 @@ class Window:
         while held:
             self._origin[held - 1] = place
             held = self._same[held - 1]
+
+    def missing(self) -> int:
+        """How many blocks, those of zeros aside, nobody was found to have."""
+        pairs = zip(self._digests, self._origin, strict=True)
+        return sum(not place and value != _ZERO for value, place in pairs)
 
     def runs(self) -> Iterator[Run]:
         """What was found, in the order of the blocks, as few and as long runs as there are."""

@@ -7,10 +7,11 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from poclab import events
 from poclab.errors import PoclabError
@@ -200,6 +201,28 @@ def export(image_id: str, tar: Path) -> None:
     try:
         _run([*argv, "--", image_id, "/sbin/init"])
         _run([*podman(), "export", "--output", str(tar.absolute()), name])
+    finally:
+        remove_container(name)
+
+
+@contextmanager
+def exported(image_id: str) -> Iterator[IO[bytes]]:
+    """An image's file system, flattened, as a tar file that is read as it comes.
+
+    The container made for it never runs and is removed whatever happens.
+
+    Raises:
+        PoclabError: podman failed.
+    """
+    name = container_name("files")
+    events.step("read the image's files", image=image_id, container=name)
+    argv = [*podman(), "create", "--pull=never", "--network=none", "--name", name]
+    try:
+        _run([*argv, "--", image_id, "/sbin/init"])
+        with runner().reading([*podman(), "export", name]) as stream:
+            yield stream
+    except CommandFailed as error:
+        raise _explained(error.result) from error
     finally:
         remove_container(name)
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,6 +177,48 @@ class Runner:
         if timed_out.is_set():
             raise PoclabError(f"{argv[0]} did not end within {timeout:.0f} s", why=join(argv)[:300])
         return code
+
+    @contextmanager
+    def reading(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+        """Start a command and read what it prints as it comes.
+
+        What the block does not read is thrown away. On an exception (Ctrl-C included) the
+        process group is ended first.
+
+        Args:
+            argv: the command and its arguments.
+
+        Raises:
+            PoclabError: the program is missing.
+            CommandFailed: it failed.
+        """
+        events.debug(f"run: {join(argv)}")
+        with tempfile.TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(
+                    list(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=_environment(None),
+                    process_group=0,
+                )
+            except FileNotFoundError as error:
+                raise _missing(argv[0]) from error
+            assert process.stdout is not None
+            try:
+                with process.stdout as output:
+                    yield output
+                    while output.read(65536):
+                        pass
+                code = process.wait()
+            except BaseException:
+                _end_group(process)
+                raise
+            errors.seek(0)
+            said = errors.read(65536).decode(errors="replace")
+        if code != 0:
+            raise CommandFailed(Result(tuple(argv), code, "", said))
 
     def exec(self, argv: Sequence[str]) -> NoReturn:
         """Become the command: terminal, signals and exit status are its own.

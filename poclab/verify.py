@@ -2,30 +2,26 @@
 
 A manifest's checksum covers all its fields. Its digest is that of the base's file as a whole,
 header and unused space included, as it was when it was adopted; a packed one is unpacked on the
-way and not kept. The store is held, shared, only while a disk is opened: what is removed or
-packed while it is read stays readable to the end.
+way and not kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from shlex import quote
 
 from poclab import events, packing
-from poclab.digest import pieces
+from poclab.bases import reading
 from poclab.disk import Head, read_head
-from poclab.manifest import base_volume, manifest_volume, packed_volume
+from poclab.manifest import base_volume, manifest_volume
 from poclab.model import Ref, Version
 from poclab.names import plain
 from poclab.store import Store, Stored
 from poclab.units import KIB, MIB
 from poclab.virt.errors import GoneError
 from poclab.virt.host import Host
-from poclab.virt.transfer import VolumeStream, opened
 
 OK, DAMAGED, UNKNOWN = "ok", "damaged", "unknown"
 _TELL = 16 * MIB  # how often progress is told
@@ -66,10 +62,6 @@ class Content:
     digest: str
     size: int
     head: Head | None
-
-
-class _Gone(Exception):
-    """A base is not there."""
 
 
 def verify(host: Host, wanted: Sequence[Ref | str] = ()) -> list[VerifyRow]:
@@ -119,7 +111,7 @@ class _Work:
             try:
                 problem = self._problem(ref, one, below, maker)
                 fix = advice(maker, one) if problem else ""
-            except _Gone:
+            except GoneError:
                 if manifest_volume(ref) not in self._host.pool.names():
                     events.debug(f"{ref} was removed meanwhile")
                     return None
@@ -142,29 +134,8 @@ class _Work:
         return found if isinstance(found, str) else fault(found, digest, below, top)
 
     def _look(self, ref: Ref, digest: str, size: int | None) -> Content:
-        base = base_volume(digest)
-        with ExitStack() as stack:
-            with self._store.reading():
-                names = self._host.pool.names()
-                packed = base not in names
-                volume = packed_volume(base) if packed else base
-                if volume not in names:
-                    raise _Gone
-                events.debug(f"reading {volume}")
-                try:
-                    source = stack.enter_context(opened(self._host, volume))
-                except GoneError as error:
-                    raise _Gone from error
-            found = packing.unpacked(source, volume) if packed else _pieces(source)
+        with reading(self._host, self._store, digest) as found:
             return read(found, f"verify {ref}", size)
-
-
-def _pieces(source: FileIO | VolumeStream) -> Iterator[bytes | memoryview]:
-    if isinstance(source, FileIO):
-        yield from (piece for _, piece in pieces(source.fileno()))
-        return
-    while piece := source.read(MIB):
-        yield piece
 
 
 def read(found: Iterable[bytes | memoryview], what: str, size: int | None = None) -> Content:

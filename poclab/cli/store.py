@@ -1,4 +1,4 @@
-"""Commands about what is stored: image show, verify, protect, unprotect."""
+"""Commands about what is stored: image show, diff, verify, protect, unprotect."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from poclab import output
 from poclab.cli import context
 from poclab.cli.context import OutputOption
 from poclab.model import Ref
-from poclab.names import check_name
+from poclab.names import check_name, plain
 from poclab.output import Column, Format
 
 if TYPE_CHECKING:
     from poclab.show import VersionRow
 
 _PAIRS = (Column("FIELD", "field"), Column("VALUE", "value"))
+_CHANGES = (
+    Column("KIND", "kind"),
+    Column("NAME", "name", lambda name: plain(name, 1000)),
+    Column("CHANGE", "change"),
+    Column("OLD", "old", lambda value: _amount(value)),
+    Column("NEW", "new", lambda value: _amount(value)),
+)
 _RESULTS = (
     Column("NAME", "name"),
     Column("TAG", "tag"),
@@ -31,6 +38,7 @@ _Versions = Annotated[list[str], typer.Argument(metavar="NAME:TAG...", help="Ver
 def register(app: typer.Typer) -> None:
     """Add the commands to `poclab image`."""
     app.command()(show)
+    app.command()(diff)
     app.command()(verify)
     app.command()(protect)
     app.command()(unprotect)
@@ -74,6 +82,24 @@ def _pairs(row: VersionRow) -> list[_Pair]:
         names = [item.name] + [""] * len(values)
         pairs += [_Pair(name, text) for name, text in zip(names, values or ["-"], strict=False)]
     return pairs
+
+
+def diff(
+    old: Annotated[str, typer.Argument(metavar="NAME:TAG", help="A version.")],
+    new: Annotated[str, typer.Argument(metavar="NAME:TAG", help="The one it is compared with.")],
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """Print what changed from one version to another: packages and files, where they are known."""
+    from poclab.imagediff import diff as compare
+
+    refs = Ref.parse(old), Ref.parse(new)
+    with context.host() as host:
+        rows = compare(host, *refs)
+    output.listing(rows, _CHANGES, form, lambda row: row.name, empty="they are the same")
+
+
+def _amount(value: str | int) -> str:
+    return output.size(value) if isinstance(value, int) else plain(value, 1000)
 
 
 def verify(

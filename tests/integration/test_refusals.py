@@ -141,6 +141,8 @@ REFUSALS = [
     Refusal("image protect free:v1 thing:v9", "thing:v9 is not there"),
     Refusal("image unprotect safe:v1 thing:v9", "thing:v9 is not there"),
     Refusal("image show thing:v9", "thing:v9 is not there"),
+    Refusal("image diff thing:v1 thing:v9", "thing:v9 is not there"),
+    Refusal("image diff thing:v1 thing", "names no tag", 2),
     Refusal("image verify thing:v1 thing:v9", "thing:v9 is not there"),
     Refusal("image verify think", "there is no image think; did you mean thing?"),
     Refusal("image iso thing:v9 -o x.iso", "thing:v9 is not there"),

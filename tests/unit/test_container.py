@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -54,6 +56,11 @@ class Fake(Runner):
         if code == 0:
             Path(argv[argv.index("--iidfile") + 1]).write_text(f"sha256:{image_id}")
         return int(code)
+
+    @contextmanager
+    def reading(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+        self.asked.append(list(argv))
+        yield io.BytesIO(b"tar")
 
 
 @contextmanager
@@ -170,6 +177,28 @@ def test_a_failed_build_shows_the_error_and_the_log(tmp_path: Path) -> None:
     assert str(tmp_path / "log") in error.value.what
     assert error.value.why == "Error: building at STEP 1: x"
     assert error.value.fix.startswith("correct ")
+
+
+def test_an_image_that_is_read_as_it_comes_leaves_no_container() -> None:
+    for failure in (None, PoclabError("bad"), KeyboardInterrupt()):
+        with answering() as fake, suppress(PoclabError, KeyboardInterrupt):
+            with container.exported(ID) as stream:
+                assert stream.read() == b"tar"
+                if failure:
+                    raise failure
+            assert failure is None
+        words = [argv[1] for argv in fake.asked]
+        assert words == ["create", "export", "rm"]
+        assert "--pull=never" in fake.asked[0]
+        assert fake.asked[0][-2:] == [ID, "/sbin/init"]
+        assert fake.asked[1][-1] == fake.asked[2][-1]
+    with (
+        answering(podman_create=(125, "", "Error: no space left on device")) as fake,
+        pytest.raises(PoclabError, match="podman create failed"),
+        container.exported(ID),
+    ):
+        pass
+    assert [argv[1] for argv in fake.asked] == ["create", "rm"]
 
 
 def test_export_always_removes_its_container(tmp_path: Path) -> None:

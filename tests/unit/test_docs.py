@@ -14,6 +14,7 @@ import typer.main
 from poclab.cli.app import app
 from poclab.cli.lab import ActionRow
 from poclab.doctor import Check
+from poclab.imagediff import DiffRow
 from poclab.images import Orphan
 from poclab.show import VersionRow
 from poclab.space import SpaceRow
@@ -134,6 +135,7 @@ def test_documented_variables_exist() -> None:
         (ImageRow, "image ls"),
         (VersionRow, "image show"),
         (VerifyRow, "image verify"),
+        (DiffRow, "image diff"),
         (SpaceRow, "df"),
         (HistoryRow, "history"),
         (ActionRow, "plan"),

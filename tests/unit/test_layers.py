@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "extents",
         "sparse",
         "packing",
+        "packages",
         "spool",
         "ova",
         "container",

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,29 @@ def test_another_runner_inside_the_block() -> None:
     with pytest.raises(ZeroDivisionError), run.using(recorder):
         _ = 1 // 0
     assert run.runner() is before
+
+
+def test_reading_gives_what_comes_and_throws_the_rest_away() -> None:
+    with Runner().reading(["sh", "-c", "printf abc; head -c 1000000 /dev/zero"]) as output:
+        assert output.read(3) == b"abc"
+    with (
+        pytest.raises(CommandFailed, match="sh failed") as error,
+        Runner().reading(["sh", "-c", "echo out; echo why >&2; exit 3"]) as output,
+    ):
+        assert output.read() == b"out\n"
+    assert (error.value.result.code, error.value.why) == (3, "why")
+    with pytest.raises(PoclabError, match="poclab-no-such"), Runner().reading(["poclab-no-such"]):
+        pass
+
+
+def test_reading_ends_the_process_group_when_interrupted() -> None:
+    began = time.monotonic()
+    with (
+        suppress(KeyboardInterrupt),
+        Runner().reading(["sh", "-c", "echo $$; sleep 100 & wait"]) as output,
+    ):
+        group = int(output.readline())
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 50
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
