@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from poclab import output
 from poclab.cli import context
-from poclab.cli.context import OutputOption
-from poclab.output import Format
+from poclab.cli.context import OutputOption, YesOption
+from poclab.errors import UsageError
+from poclab.output import Column, Format
 
 if TYPE_CHECKING:
     from poclab.space import SpaceRow
+
+_REMOVALS = (
+    Column("KIND", "kind"),
+    Column("NAME", "name"),
+    Column("FREES", "frees", output.size),
+    Column("WHY", "why"),
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(df)
+    app.command()(gc)
 
 
 def df(form: OutputOption = Format.TABLE) -> None:
@@ -40,3 +49,52 @@ def _summary(rows: list[SpaceRow]) -> str:
     if garbage.unique is None:
         return f"{text}; garbage: {output.size(garbage.allocated)}"
     return f"{text}; `poclab gc` would free {output.size(garbage.unique)}"
+
+
+def gc(
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep",
+            metavar="N",
+            min=1,
+            help="Old versions as well: all but the newest N of each image.",
+        ),
+    ] = None,
+    precious: Annotated[
+        bool,
+        typer.Option("--precious", help="With --keep: also versions that cannot be built again."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed.")
+    ] = False,
+    yes: YesOption = False,
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """Remove what nobody reaches and, with --keep, old versions that nobody uses."""
+    from poclab.gc import Wish, look, remove
+
+    if precious and keep is None:
+        raise UsageError("--precious alone removes nothing", fix="say how many stay: --keep N")
+    wish = Wish(keep, precious)
+    with context.host() as host:
+        found = look(host, wish)
+        output.listing(
+            found, _REMOVALS, form, lambda row: row.name, empty="there is nothing to remove"
+        )
+        if dry_run or not found:
+            _tell_sum("would free", [row.frees for row in found])
+            return
+        if not context.confirmed(f"Remove {len(found)} things?", yes=yes):
+            output.tell("nothing was removed")
+            raise typer.Exit(1)
+        gone = remove(host, wish, found)
+    for row in found:
+        if row not in gone:
+            output.tell(f"{row.name} stays: it is in use by now")
+    _tell_sum("freed", [row.frees for row in gone])
+
+
+def _tell_sum(what: str, sizes: list[int]) -> None:
+    if sizes and not context.options().quiet:
+        output.tell(f"{what} {output.size(sum(sizes))}")

@@ -14,6 +14,7 @@ import typer.main
 from poclab.cli.app import app
 from poclab.cli.lab import ActionRow
 from poclab.doctor import Check
+from poclab.gc import Removal
 from poclab.imagediff import DiffRow
 from poclab.images import Orphan
 from poclab.show import VersionRow
@@ -137,6 +138,7 @@ def test_documented_variables_exist() -> None:
         (VerifyRow, "image verify"),
         (DiffRow, "image diff"),
         (SpaceRow, "df"),
+        (Removal, "gc"),
         (HistoryRow, "history"),
         (ActionRow, "plan"),
         (Check, "doctor"),

@@ -1,0 +1,208 @@
+"""Make room: remove what nobody reaches and, when asked to, old versions that nobody uses.
+
+What is garbage, and how it goes, is as for every other command that clears up behind interrupted
+ones: a lab's disks with the lab locked, bases with the store held alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+
+from poclab import events, extents, lock
+from poclab.errors import PoclabError
+from poclab.images import Orphan, collect, orphans, used_volumes
+from poclab.labhost import LabHost
+from poclab.manifest import BASE, MANIFEST, bases, version_volumes
+from poclab.model import Ref, Version
+from poclab.store import Store
+from poclab.virt import places
+from poclab.virt.host import Host
+
+VERSION = "version"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be removed besides garbage.
+
+    Attributes:
+        keep: how many versions of each image stay in any case; None for all.
+        precious: whether versions may go that cannot be built again.
+    """
+
+    keep: int | None = None
+    precious: bool = False
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A line of `poclab gc`; the fields are the JSON's keys.
+
+    Attributes:
+        kind: "volume", "work directory" or "version".
+        name: its name.
+        frees: bytes on the disk that are free when it and all before it are gone.
+        why: why it may go.
+    """
+
+    kind: str
+    name: str
+    frees: int
+    why: str
+
+
+def look(host: Host, wish: Wish) -> list[Removal]:
+    """What there is to remove, in the order in which it goes: garbage, then versions.
+
+    What is left of a lab that another command is at does not count: it may be just being made.
+    """
+    store = Store(host.pool, host.uri)
+    with store.reading():
+        waste = orphans(host)
+        busy = {lab for lab in {*map(_lab, waste)} - {""} if not _idle(host, lab)}
+        waste = [item for item in waste if _lab(item) not in busy]
+        versions, old, used = _old(host, store, wish)
+        names = host.pool.names()
+        lost = dict.fromkeys(item.name for item in waste)
+        where = places.find(host.pool, dict.fromkeys([*names, *lost]))
+    going = [*([name] for name in lost), *(version_volumes(item).difference(lost) for item in old)]
+    kept = [version_volumes(item) for item in versions if item not in old]
+    staying = {*names}.difference(*going).union(used, *kept).difference(lost)
+    sizes = iter(extents.freed([where.of(part) for part in going], where.of(staying)))
+    return [
+        *(Removal(item.kind, item.name, next(sizes), item.why) for item in waste),
+        *(Removal(VERSION, str(item.ref), next(sizes), _why(item)) for item in old),
+    ]
+
+
+def _lab(item: Orphan | Removal) -> str:
+    """The lab that something left over is of, or an empty string."""
+    if item.kind != "volume" or item.name.startswith((BASE, MANIFEST)):
+        return ""
+    return item.name.split(".")[1]
+
+
+def _idle(host: Host, lab: str) -> bool:
+    """Whether no other command is at a lab."""
+    with ExitStack() as stack:
+        return _locked(stack, host, lab)
+
+
+def _locked(stack: ExitStack, host: Host, lab: str) -> bool:
+    """Hold a lab as long as the stack, if nobody else does."""
+    try:
+        stack.enter_context(lock.hold(lab, uri=host.uri, doing="poclab gc"))
+    except PoclabError as error:
+        events.note(f"what is left of {lab} stays for now: {error.why or error.what}")
+        return False
+    return True
+
+
+def _why(version: Version) -> str:
+    again = "can" if _rebuildable(version) else "cannot"
+    return f"old, and nobody uses it; {version.origin.kind}: {again} be built again"
+
+
+def remove(host: Host, wish: Wish, shown: Iterable[Removal]) -> list[Removal]:
+    """Remove what was shown and still may go.
+
+    Killed at any moment, the next `gc` goes on: garbage is what is left of a version.
+
+    Args:
+        host: the host.
+        wish: what `look` was asked for.
+        shown: what `look` found.
+
+    Returns:
+        What of it is gone.
+
+    Raises:
+        PoclabError: something cannot be deleted.
+    """
+    lines = list(shown)
+    for lab in sorted({_lab(item) for item in lines} - {""}):
+        with ExitStack() as stack:
+            if _locked(stack, host, lab):
+                LabHost(host, lab).sweep()
+    refs = {item.name for item in lines if item.kind == VERSION}
+    store = Store(host.pool, host.uri)
+    if refs:
+        with store.changing():
+            _, old, used = _old(host, store, wish)  # somebody may use one by now
+            for version in old:
+                if str(version.ref) in refs:
+                    store.remove(version.ref, used)
+    collect(host)
+    host.settle()
+    left = {str(item.ref) for item in store.versions()}
+    left.update(host.pool.names(), host.pool.leftovers(), host.pool.moves().values())
+    return [item for item in lines if item.name not in left]
+
+
+# --- which versions -----------------------------------------------------------------------
+
+
+def _old(
+    host: Host, store: Store, wish: Wish
+) -> tuple[list[Version], list[Version], frozenset[str]]:
+    """All versions, those of them that may go, and the volumes that are in use."""
+    vms, versions = host.vms(), store.versions()
+    used = used_volumes(vms, host.foreign())
+    if wish.keep is None:
+        return versions, [], used
+    if store.has_newer():
+        events.warning("no version is removed: a newer poclab made some that this one cannot read")
+        return versions, [], used
+    wanted = {record.wanted for vm in vms for record in (vm.record, vm.running)}
+    return versions, excess(versions, used, wanted, wish.keep, precious=wish.precious), used
+
+
+def excess(
+    versions: Iterable[Version],
+    used: Collection[str],
+    wanted: Collection[Ref],
+    keep: int,
+    *,
+    precious: bool = False,
+) -> list[Version]:
+    """The versions that may go, in the order in which they go. Pure.
+
+    Those stay that are among the newest of their image, protected, in use, or what a version
+    that stays is layered on; several names of one disk count as one.
+
+    Args:
+        versions: all versions.
+        used: volumes that domains stand on.
+        wanted: versions that VMs were asked to be on, wherever they are now.
+        keep: how many disks of each image stay in any case.
+        precious: whether versions may go that cannot be built again.
+    """
+    known = sorted(versions, key=lambda item: (item.ref.image, item.created, item.ref))
+    newest: set[tuple[str, str]] = set()
+    for image, items in groupby(known, key=lambda item: item.ref.image):
+        digests = list(dict.fromkeys(item.digest for item in reversed(list(items))))
+        newest.update((image, digest) for digest in digests[:keep])
+    going = {
+        item.ref: item
+        for item in known
+        if (item.ref.image, item.digest) not in newest
+        and not item.protected
+        and bases(item)[0] not in used
+        and item.ref not in wanted
+        and (precious or _rebuildable(item))
+    }
+    while True:
+        needed = {base for item in known if item.ref not in going for base in bases(item)}
+        back = [ref for ref, item in going.items() if bases(item)[0] in needed]
+        if not back:
+            break
+        for ref in back:
+            del going[ref]
+    return sorted(going.values(), key=lambda item: (not _rebuildable(item), item.created, item.ref))
+
+
+def _rebuildable(version: Version) -> bool:
+    return version.origin.kind == "built"
