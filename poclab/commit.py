@@ -1,24 +1,25 @@
 """Make a version of a VM's system disk, and put the VM on it.
 
-The VM is off meanwhile. First the disk becomes a version, then the VM gets a new overlay over
-that version, then its definition, and only then the old overlay goes. Whatever the moment the
-program dies at, the VM stands on its old disk or on its new one; the same command again goes
-on, because a version notes which disk it was made of and when that was written last.
+First the disk becomes a version, then the VM gets a new overlay over that version, then its
+definition, and only then the old overlay goes. Whatever the moment the program dies at, the VM
+stands on its old disk or on its new one; the same command again goes on, because a version notes
+which disk it was made of and when that was written last. How a VM that runs gets from one to the
+other is in `livecommit`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import disk, events, lock, readiness
+from poclab import disk, events, livecommit, lock, readiness
 from poclab.errors import PoclabError
 from poclab.find import find_vm
 from poclab.images import collect
 from poclab.labhost import LabHost
 from poclab.manifest import base_volume, bases
-from poclab.model import ObservedVm, Origin, Ref, State, Version, VmRecord
-from poclab.records import entry
+from poclab.model import ObservedVm, Origin, Ref, State, Version
 from poclab.units import format_seconds
 from poclab.virt.host import Host
 from poclab.virt.pool import LocalPool
@@ -38,12 +39,14 @@ class Wish:
         message: a line about it, or an empty string.
         shut_down: shut the VM down first if it runs, and start it afterwards.
         flatten: make a disk that stands alone.
+        quiesce: have a guest that runs write everything out first.
     """
 
     ref: Ref
     message: str = ""
     shut_down: bool = False
     flatten: bool = False
+    quiesce: bool = True
 
 
 def commit(host: Host, target: ObservedVm, wish: Wish) -> Version:
@@ -55,7 +58,8 @@ def commit(host: Host, target: ObservedVm, wish: Wish) -> Version:
         wish: what is to be made.
 
     Raises:
-        PoclabError: the VM runs, the name is taken, or the pool's directory cannot be written.
+        PoclabError: the VM runs and its guest agent does not answer, the name is taken, or the
+            pool's directory cannot be written.
     """
     lab = target.record.lab
     with lock.hold(lab, uri=host.uri, doing=f"poclab commit in {lab}"):
@@ -74,16 +78,23 @@ class _Work:
 
     def run(self) -> Version:
         directory = self._directory()
-        if self._wish.shut_down:
+        if self._wish.shut_down or self._vm.active:
             _ = self._host.traits  # says, before anything is touched, that KVM is not to be had
+        livecommit.settle(self._lab)
+        self._vm = find_vm(self._host.vms(), self._record.path)
+        self._record = self._vm.record
         collect(self._host)
         version = self._interrupted(directory)
         if version is None:
+            self._lab.sweep()
             self._store.refuse_existing(self._wish.ref)
             self._check_state()
-            version = self._made(directory)
+            if self._vm.active and not self._wish.shut_down:
+                version = self._made_live(directory)
+            else:
+                version = self._made(directory)
         if self._record.version != version.ref:
-            self._record = self._put_on(version)
+            self._record = livecommit.put_on(self._lab, self._vm, version, live=False)
         self._lab.sweep()
         self._host.settle()
         if self._wish.shut_down:
@@ -104,37 +115,36 @@ class _Work:
     def _interrupted(self, directory: Path) -> Version | None:
         """The version, if this command made it before, was stopped, and can go on."""
         record, ref = self._record, self._wish.ref
-        if self._vm.active or not self._store.has(ref):
+        version = self._store.get(ref) if self._store.has(ref) else None
+        if version is None or version.origin.source != record.path:
             return None
-        version = self._store.get(ref)
         overlay = directory / record.overlay
-        if (version.origin.kind, version.origin.source) != ("committed", record.path):
-            return None
         if not overlay.exists():
             return None
         if (record.version, record.digest) == (version.ref, version.digest):
-            return version if disk.is_blank(overlay) else None
-        return version if _state_of(overlay).items() <= version.origin.inputs.items() else None
+            before = directory / version.origin.inputs.get("overlay", record.overlay)
+            if before != overlay and before.exists():
+                return version  # the VM is on it, and what it was on is still to go
+            return version if not self._vm.active and disk.is_blank(overlay) else None
+        if self._vm.active:
+            return None
+        return version if livecommit.is_made_of(version, record, overlay) else None
 
     def _check_state(self) -> None:
         record, vm = self._record, self._vm
-        again = f"poclab commit {record.path} --as {self._wish.ref} --shutdown"
+        again = f"poclab commit {record.path} --as {self._wish.ref}"
         if vm.live and vm.live.overlay != record.overlay:
             raise PoclabError(
                 f"{record.path} runs on a disk it is to leave",
                 why="a reset was interrupted",
                 fix=f"finish it first: poclab reset {record.path}",
             )
-        if vm.active and not self._wish.shut_down:
+        livecommit.refuse_foreign_disk(self._lab, vm)
+        live = vm.active and not self._wish.shut_down
+        if vm.state in (State.PAUSED, State.IO_ERROR) or (live and vm.state is not State.RUNNING):
             raise PoclabError(
                 f"{record.path} is {vm.state}",
-                why="a disk that is being written to makes no version",
-                fix=f"shut it down, or have it done: {again}",
-            )
-        if vm.state in (State.PAUSED, State.IO_ERROR):
-            raise PoclabError(
-                f"{record.path} is {vm.state}",
-                why="it cannot shut down, and its disk lacks what is still in its memory",
+                why="its disk lacks what is still in its memory, and it cannot write that out",
                 fix=f"`poclab up {record.lab}` has it go on",
             )
         if self._host.guest(record).saved():
@@ -143,6 +153,8 @@ class _Work:
                 why="its disk lacks what is still in its memory",
                 fix=f"start it, so that it goes on: virsh start {record.domain}",
             )
+        if live:
+            livecommit.refuse_silent(self._lab, vm, quiesce=self._wish.quiesce, again=again)
 
     # --- the version ---------------------------------------------------------------------
 
@@ -157,11 +169,32 @@ class _Work:
                 self._lab.start(self._record)  # as it was
             raise
 
+    def _made_live(self, directory: Path) -> Version:
+        self._lab.check_sizes(self._record)
+        try:
+            livecommit.freeze(self._lab, self._record, quiesce=self._wish.quiesce)
+            version = self._publish(directory)
+            self._record = livecommit.put_on(self._lab, self._vm, version, live=True)
+        except BaseException:  # Ctrl-C too
+            self._put_right()
+            raise
+        return version
+
+    def _put_right(self) -> None:
+        """After a failure, have the VM on its own disk again, or on the version if that is there.
+
+        What cannot be done now is done by the next command: nothing is lost.
+        """
+        with contextlib.suppress(PoclabError, OSError):
+            livecommit.settle(self._lab)
+            if not self._store.has(self._wish.ref):
+                self._lab.sweep()
+
     def _publish(self, directory: Path) -> Version:
         record, wish = self._record, self._wish
         overlay = directory / record.overlay
         inputs = {"version": str(record.version), "version_digest": record.digest}
-        inputs |= _state_of(overlay)
+        inputs |= livecommit.state_of(overlay)
         parents = () if self._alone() else (record.digest, *record.parents)
         with self._store.workdir() as work:
             file = work / "disk.qcow2"
@@ -192,28 +225,9 @@ class _Work:
             )
         return self._wish.flatten or count > CHAIN_LIMIT
 
-    # --- the VM --------------------------------------------------------------------------
-
-    def _put_on(self, version: Version) -> VmRecord:
-        """Give the VM an empty disk over the version; its data disks and firmware stay."""
-        record = self._record
-        moved = replace(record, version=version.ref, digest=version.digest, parents=version.parents)
-        line = entry(moved, "commit", self._lab.stamp(key=False))
-        moved = replace(moved, history=(*record.history, line))
-        with self._store.reading():
-            made = self._lab.new_overlay(moved, after=record.overlay)
-            self._lab.files.carry(record.name, record.overlay, made.overlay)
-            self._lab.define(made, self._vm.uuid)
-        return made
-
     def _start(self) -> None:
         record = self._record
         self._lab.start(record)
         seconds = readiness.wait(self._host, record, self._lab.files)
         if record.ready:
             events.note(f"{record.path}: ready after {format_seconds(seconds)}")
-
-
-def _state_of(overlay: Path) -> dict[str, str]:
-    """Which disk a version is made of, and what changes when it is written to."""
-    return {"overlay": overlay.name, "written": str(overlay.stat().st_mtime_ns)}

@@ -350,6 +350,25 @@ def _rebase(path: Path, backing: str, *options: str) -> None:
         ) from error
 
 
+def merge(path: Path) -> None:
+    """Write all that an overlay holds into the disk that it is on; no VM may run on it.
+
+    The overlay stays as it is: until nothing names it any more, both have the same content.
+
+    Raises:
+        PoclabError: qemu-img failed; it can be done again.
+    """
+    argv = ["qemu-img", "commit", "-q", "-d", "-f", "qcow2", _plain(path)]
+    try:
+        runner().run(argv, timeout=_HOURS)
+    except CommandFailed as error:
+        raise PoclabError(
+            f"{shown(path.name, 200)} cannot be merged into the disk below",
+            why=_reason(error.result.last_line),
+            fix=_room(path, error.result.last_line),
+        ) from error
+
+
 def is_blank(path: Path) -> bool:
     """Whether nothing was ever written to a qcow2 file; no VM may run on it.
 

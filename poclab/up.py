@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
 
-from poclab import events, lock, readiness
+from poclab import events, livecommit, lock, readiness
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.model import Lab, VmRecord
@@ -66,6 +66,8 @@ def up(
     """
     with lock.hold(lab.name, uri=host.uri, doing=f"poclab up {lab.name}"):
         lab_host = LabHost(host, lab.name)
+        if not dry_run:
+            livecommit.settle(lab_host)
         seen = _plan(lab_host, lab, key=False)
         if dry_run or (seen.actions and not confirm(seen)):
             return Outcome(seen, applied=False, ready={}, failed={})

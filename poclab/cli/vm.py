@@ -97,6 +97,13 @@ def commit(
     flatten: Annotated[
         bool, typer.Option("--flatten", help="Make a disk that stands alone, not a thin layer.")
     ] = False,
+    quiesce: Annotated[
+        bool,
+        typer.Option(
+            "--quiesce/--no-quiesce",
+            help="Have the guest agent write everything out first (of a VM that runs on).",
+        ),
+    ] = True,
     yes: YesOption = False,
 ) -> None:
     """Make a version of a VM's system disk, and put the VM on it."""
@@ -104,7 +111,7 @@ def commit(
     from poclab.commit import commit as make
     from poclab.find import find_vm
 
-    wish = Wish(Ref.parse(ref), plain(message), shutdown, flatten)
+    wish = Wish(Ref.parse(ref), plain(message), shutdown, flatten, quiesce)
     with context.host() as host:
         target = find_vm(host.vms(), vm)
         path = target.record.path

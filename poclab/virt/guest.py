@@ -12,6 +12,7 @@ from poclab import events
 from poclab.errors import PoclabError
 from poclab.model import ObservedVm, State, VmRecord
 from poclab.virt import metadata
+from poclab.virt.blocks import Blocks
 from poclab.virt.errors import GoneError, libvirt_errors
 
 _STATES = {
@@ -129,6 +130,11 @@ class Guest:
             target = fromstring(self._domain.XMLDesc(0)).find(_AGENT)  # noqa: S314 - from libvirtd
         return target is not None and target.get("state") == "connected"
 
+    @property
+    def blocks(self) -> Blocks:
+        """Its system disk, to be worked on while it runs."""
+        return Blocks(self._domain)
+
     def user_network(self) -> str:
         """QEMU's table of user-network connections (the monitor's `info usernet`)."""
         import libvirt_qemu
@@ -170,6 +176,15 @@ class Guest:
         """Write the record into the persistent definition, nothing else."""
         events.step("record", domain=self.name)
         self._set_metadata(metadata.vm_element(record), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+    def set_live_record(self, record: VmRecord) -> None:
+        """Write the record into the running definition, nothing else; it notes when it started."""
+        events.step("live record", domain=self.name)
+        before = self._metadata(live=True)
+        element = metadata.vm_element(record)
+        if before is not None and _STARTED in before.attrib:
+            element.set(_STARTED, before.attrib[_STARTED])
+        self._set_metadata(element, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def resume(self) -> None:
         """Have a paused guest go on, and wake up one that suspended itself to memory."""

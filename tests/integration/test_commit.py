@@ -135,7 +135,7 @@ def test_a_vm_that_runs_is_refused_or_shut_down_and_started_again(lab: OneLab) -
     before = labs.look(lab.host), lab.run_id("a")
     refused = commit(lab, "tiny:busy", check=False)
     assert refused.returncode == 1
-    assert f"{lab.name}/a is running" in refused.stderr
+    assert f"{lab.name}/a runs, and its guest agent does not answer" in refused.stderr
     assert f"poclab commit {lab.name}/a --as tiny:busy --shutdown" in refused.stderr
     taken = commit(lab, "tiny:v2", "--shutdown", check=False)
     assert "tiny:v2 exists already" in taken.stderr

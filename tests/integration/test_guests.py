@@ -1,4 +1,4 @@
-"""Guests that boot, in qemu:///session: a lab of two shops, and Debian with systemd.
+"""Guests that boot, in qemu:///session: a lab of two shops.
 
 The lab is up once for the module and its tests go through it in their order, as a user would.
 """
@@ -6,7 +6,6 @@ The lab is up once for the module and its tests go through it in their order, as
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,26 +228,3 @@ def test_a_change_shuts_the_guest_down_and_loses_nothing(web: Web) -> None:
     assert web.page() == shop.Page("v3", visits + 1)
     web.lab.down("--volumes")
     assert labs.leftovers(web.host) == []
-
-
-# --- Debian -------------------------------------------------------------------------------
-
-
-def test_an_image_with_systemd_boots_and_is_told_its_address_and_key(web: Web) -> None:
-    shop.debian(web.host, "v12")
-    with one_lab(web.host) as lab:
-        lab.write(
-            "deb: {image: 'debian:v12', networks: [{name: lan, ip: 10.77.5.30}], disk: 3GiB}",
-            networks="lan: {mode: nat, cidr: 10.77.5.0/24}",
-            defaults="memory: 512MiB, ready: {ssh: true, timeout: 300}",
-        )
-        lab.up()
-        vm = f"{lab.name}/deb"
-        assert "Debian GNU/Linux 12" in ssh(lab.host, vm, "cat", "/etc/os-release")
-        assert ssh(lab.host, vm, "cat", "/proc/1/comm") == "systemd\n"
-        assert re.search(r"inet 10\.77\.5\.30/24", ssh(lab.host, vm, "ip", "-o", "address"))
-        order = ssh(lab.host, vm, "systemctl", "show", "--property=After", "systemd-networkd")
-        assert "systemd-tmpfiles-setup.service" in order
-        assert "ordering cycle" not in ssh(lab.host, vm, "journalctl", "--boot", "--no-pager")
-        kib = int(ssh(lab.host, vm, "df -k / | tail -n 1").split()[1])
-        assert kib > 2.5 * 1024**2
