@@ -13,7 +13,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import disk, events, livecommit, lock, readiness
+from poclab import disk, events, livecommit, lock, readiness, warm
 from poclab.errors import PoclabError
 from poclab.find import find_vm
 from poclab.images import collect
@@ -80,6 +80,7 @@ class _Work:
         directory = self._directory()
         if self._wish.shut_down or self._vm.active:
             _ = self._host.traits  # says, before anything is touched, that KVM is not to be had
+        warm.mend(self._lab)
         livecommit.settle(self._lab)
         self._vm = find_vm(self._host.vms(), self._record.path)
         self._record = self._vm.record

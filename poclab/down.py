@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from poclab import lock
+from poclab import lock, warm
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.names import check_name
@@ -60,6 +60,7 @@ def down(
     check_name("lab", lab)
     with lock.hold(lab, uri=host.uri, doing=f"poclab down {lab}"):
         at = LabHost(host, lab)
+        warm.mend(at)
         found = look(host, lab)
         if not found.empty or (volumes and found.kept):
             if not confirm(found):

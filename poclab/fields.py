@@ -64,6 +64,7 @@ Text = Annotated[str, leaf(leaves.text), text_schema()]
 Line = Annotated[str, leaf(leaves.line), text_schema(minLength=1)]
 User = Annotated[str | None, leaf(leaves.user), text_schema(USER_PATTERN)]
 Flag = Annotated[bool, leaf(flag), WithJsonSchema({"type": "boolean"})]
+OptionalFlag = Annotated[bool | None, leaf(flag), WithJsonSchema({"type": "boolean"})]
 Cpus = Annotated[
     int | None,
     leaf(whole(1, 512)),

@@ -10,10 +10,11 @@ from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases
 from poclab.model import Foreign, ObservedVm, Ref, Version
 from poclab.protection import refuse_protected
-from poclab.records import garbage
+from poclab.records import PASSING, garbage
 from poclab.status import users
 from poclab.store import Store
 from poclab.virt.host import Host
+from poclab.warmstate import Shelf
 
 
 def remove(host: Host, refs: Sequence[Ref]) -> None:
@@ -113,8 +114,11 @@ def orphans(host: Host) -> list[Orphan]:
     vms = host.vms()
     names = host.pool.names()
     foreign = host.foreign()
-    labs = {name.split(".")[1] for name in names if name.startswith(("overlay.", "scratch."))}
-    disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign)]
+    passing = tuple(f"{kind}." for kind in PASSING)
+    labs = {name.split(".")[1] for name in names if name.startswith(passing)}
+    kept = Shelf.of(host.pool).kept(vms)
+    held = frozenset[str]().union(*(state.volumes for state in kept))
+    disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign, held)]
     store = Store(host.pool, host.uri)
     bases_ = store.garbage(used_volumes(vms, foreign))
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from functools import cached_property
 from poclab import config, credentials, events, inactive, lock, probe
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases, now
-from poclab.model import ObservedVm, VmRecord
+from poclab.model import Frozen, ObservedVm, VmRecord
 from poclab.plan import Observed
 from poclab.records import Stamp, garbage, volumes
 from poclab.ssh import LabFiles
@@ -32,7 +32,8 @@ from poclab.virt.design import (
 )
 from poclab.virt.guest import Guest
 from poclab.virt.host import Host
-from poclab.virt.xml import domain_xml, network_xml
+from poclab.virt.xml import DomainSpec, domain_xml, network_xml
+from poclab.warmstate import Shelf
 
 # Seconds that a guest with data to keep gets to shut down before a reset or `down` ends it.
 _PATIENCE = 30.0
@@ -61,23 +62,42 @@ class LabHost:
 
     # --- a VM's disks ----------------------------------------------------------------------
 
-    def new_overlay(self, record: VmRecord, *, after: str = "") -> VmRecord:
+    def new_overlay(
+        self, record: VmRecord, *, after: str = "", over: Sequence[Frozen] = ()
+    ) -> VmRecord:
         """Make a system disk for the record's version; returns the record that names it.
 
         Args:
             record: what the VM is to be.
             after: the system disk whose data disks stay, or an empty string for new ones.
+            over: the disks of a warm state that its disks are to lie over, or none.
         """
         base = base_volume(record.digest)
         inactive.bring_back(self.host, self.store.get(record.version))
         self.check_sizes(record)
         mark = secrets.token_hex(4)
         mark = next_mark(after, mark) if after else mark
-        made = replace(record, overlay=overlay_volume(self.lab, record.name, mark))
+        made = self.marked(record, mark)
+        if over:
+            return self.overlays(made, over)
         size = max(self.host.pool.capacity(base), record.disk_size or 0)
         events.step("overlay", vm=record.name)
         self.host.pool.overlay(made.overlay, base, size)
         return made
+
+    def marked(self, record: VmRecord, mark: str = "") -> VmRecord:
+        """The record with a system disk to come, of a mark of its own."""
+        mark = mark or secrets.token_hex(4)
+        return replace(record, overlay=overlay_volume(self.lab, record.name, mark))
+
+    def overlays(self, record: VmRecord, over: Sequence[Frozen]) -> VmRecord:
+        """Make a record's disks over those of a warm state; returns the record that says so."""
+        disks = {disk.name: data_volume(record, disk) for disk in record.disks}
+        for item in over:
+            events.step("overlay", vm=record.name, disk=item.disk)
+            name = disks[item.disk] if item.disk else record.overlay
+            self.host.pool.overlay(name, item.volume, self.host.pool.capacity(item.volume))
+        return replace(record, frozen=tuple(over))
 
     def check_sizes(self, record: VmRecord) -> None:
         """See that no base was cut short: QEMU gives zeros for what is missing, or fails late.
@@ -135,7 +155,10 @@ class LabHost:
             if old.split(".")[1] == self.lab:  # nobody is at it: the lab is locked
                 events.step("delete", volume=new)
                 self.host.pool.undo(old)
-        for name in garbage(self.lab, self.host.pool.names(), vms, foreign):
+        shelf = Shelf.of(self.host.pool, self.lab)
+        kept = shelf.kept(vms)
+        held = frozenset[str]().union(*(state.volumes for state in kept))
+        for name in garbage(self.lab, sorted(shelf.names), vms, foreign, held):
             events.step("delete", volume=name)
             self.host.pool.delete(name)
         for vm in vms:
@@ -146,7 +169,11 @@ class LabHost:
 
     def define(self, record: VmRecord, uuid: str | None = None) -> Guest:
         """Define a VM's domain, or define it anew; a running guest notices with its next start."""
-        spec = domain_spec(
+        return self.host.define_guest(domain_xml(self.spec(record, uuid)), record.domain)
+
+    def spec(self, record: VmRecord, uuid: str | None) -> DomainSpec:
+        """A VM's domain."""
+        return domain_spec(
             record,
             self.host.traits,
             uuid=uuid,
@@ -155,18 +182,24 @@ class LabHost:
             console_log=self.host.console_log(record),
             oem_strings=self._credentials(record),
         )
-        return self.host.define_guest(domain_xml(spec), record.domain)
 
-    def put_on_new_disk(self, record: VmRecord, before: ObservedVm | None) -> VmRecord:
+    def put_on_new_disk(
+        self, record: VmRecord, before: ObservedVm | None, over: Sequence[Frozen] = ()
+    ) -> VmRecord:
         """Give a VM a new system disk of its record's version; it is off afterwards.
 
         The new disk comes first, then the definition, then the running guest ends; the old
         disk goes with `sweep`, after the new one has started.
 
+        Args:
+            record: what the VM is to be.
+            before: the VM as it was found.
+            over: the disks of a warm state that its disks are to lie over, or none.
+
         Returns:
             The record, which now names the new disk.
         """
-        record = self.new_overlay(record)
+        record = self.new_overlay(record, over=over)
         guest = self.define(record, before.uuid if before else None)
         if before:
             self._end(guest, before.record)
@@ -247,15 +280,25 @@ class LabHost:
                 found.remove()
 
     def start(self, record: VmRecord) -> None:
-        """Start a VM; its next start keeps the state of its firmware."""
+        """Boot a VM; its next start keeps the state of its firmware."""
+        self.start_networks(record)
+        self.host.guest(record).start(fresh=record.fresh, started=now())
+        if record.fresh:
+            self.host.guest(record).set_record(replace(record, fresh=False))
+
+    def start_networks(self, record: VmRecord) -> None:
+        """See that the networks are up that a VM is to be plugged into."""
         for nic in record.nics if not self.host.session else ():
             network = self.host.network(self.lab, nic.network)
             if not network.active:
                 network.start()
+
+    def has_run(self, record: VmRecord) -> None:
+        """Write down that a guest runs on its disks from now on."""
+        record = replace(record, fresh=False)
         guest = self.host.guest(record)
-        guest.start(fresh=record.fresh, started=now())
-        if record.fresh:
-            guest.set_record(replace(record, fresh=False))
+        guest.set_record(record)
+        guest.note_start(record, now())
 
 
 def observe(host: Host, lab: str) -> Observed:

@@ -97,7 +97,13 @@ def put_on(lab: LabHost, vm: ObservedVm, version: Version, *, live: bool) -> VmR
 
 
 def _moved(lab: LabHost, record: VmRecord, version: Version) -> VmRecord:
-    moved = replace(record, version=version.ref, digest=version.digest, parents=version.parents)
+    moved = replace(
+        record,
+        version=version.ref,
+        digest=version.digest,
+        parents=version.parents,
+        frozen=tuple(item for item in record.frozen if item.disk),  # the version has the other's
+    )
     line = entry(moved, "commit", lab.stamp(key=False))
     return replace(moved, history=(*record.history, line))
 

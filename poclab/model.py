@@ -144,6 +144,7 @@ class Vm:
     ports: tuple[Forward, ...] = ()
     user: str | None = None
     disk_size: int | None = None
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,19 @@ class NicRecord:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """A disk as it was when a VM's memory was kept; the VM's own disk lies over it.
+
+    Attributes:
+        disk: the data disk's name, or an empty string for the system disk.
+        volume: its volume.
+    """
+
+    disk: str
+    volume: str
+
+
+@dataclass(frozen=True)
 class HistoryEntry:
     """One thing that was done to a VM.
 
@@ -266,6 +280,8 @@ class VmRecord:
         ready: when it counts as ready.
         ssh_key: the lab's public key, one line, or an empty string.
         fresh: whether the firmware variables must be made anew at the next start.
+        warm: whether its memory is to be kept for warm resets.
+        frozen: disks of a warm state that its own disks lie over.
         history: what was done to it, oldest first.
     """
 
@@ -288,6 +304,8 @@ class VmRecord:
     ssh_key: str = ""
     fresh: bool = True
     parents: tuple[str, ...] = ()
+    warm: bool = False
+    frozen: tuple[Frozen, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
 
     @property

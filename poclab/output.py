@@ -57,6 +57,11 @@ def size(value: int | None) -> str:
     return "-" if value is None else format_size(value)
 
 
+def yes_no(value: bool) -> str:
+    """A flag for people."""
+    return "yes" if value else "no"
+
+
 STATUS = (
     Column("LAB", "lab"),
     Column("VM", "vm"),
@@ -91,6 +96,16 @@ HISTORY = (
     Column("VERSION", "version"),
     Column("DIGEST", "digest", short_digest),
     Column("BY", "by"),
+)
+WARM = (
+    Column("LAB", "lab"),
+    Column("VM", "vm"),
+    Column("VERSION", "version"),
+    Column("DIGEST", "digest", short_digest),
+    Column("CREATED", "created"),
+    Column("MEMORY", "memory", size),
+    Column("DISKS", "disks", size),
+    Column("IN USE", "in_use", yes_no),
 )
 CHECKS = (Column("CHECK", "check"), Column("RESULT", "result"), Column("HELP", "help"))
 ACTIONS = (

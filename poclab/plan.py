@@ -32,14 +32,17 @@ from poclab.ports import PortBook
 from poclab.records import (
     Stamp,
     borrowed,
+    cold_because,
     differences,
     entry,
     hardware,
+    lost,
     overwritten,
     record_differences,
     remade,
     returning,
     shrunk,
+    thawed,
 )
 from poclab.virt.design import DISK_LIMIT, SESSION_NIC_LIMIT, reservations
 
@@ -158,7 +161,7 @@ def versions_needed(lab: Lab, observed: Observed) -> list[Ref]:
         found = existing.get(vm.name)
         if found is None or vm.image != found.record.wanted:
             needed.add(vm.image)
-        elif found.record.overlay not in observed.volumes:
+        elif lost(found.record, observed.volumes):
             needed.add(found.record.version)
     return sorted(needed)
 
@@ -245,6 +248,7 @@ class _Planner:
             there = self.existing.get(vm.name)
             lines = [
                 *shrunk(there, vm, new_disk=self._new_disk(target, there)),
+                *thawed(there, vm, new_disk=self._new_disk(target, there)),
                 *returning(target, there, self.observed.kept),
                 *overwritten(there, vm, self.observed.volumes),
                 *borrowed(target, self.observed.foreign.volumes),
@@ -261,6 +265,9 @@ class _Planner:
             for vm in self.lab.vms:
                 if vm.ports:
                     yield f"{vm.name}: ports are for qemu:///session; here it has its own address"
+        for vm in self.lab.vms:
+            if vm.warm and (why := cold_because(vm)):
+                yield f"{vm.name}: no warm resets: {why}"
 
     # --- VMs -----------------------------------------------------------------------------
 
@@ -297,12 +304,14 @@ class _Planner:
             ready=vm.ready,
             ssh_key=before.ssh_key if before else self.stamp.ssh_key,
             fresh=before.fresh if before else True,
+            warm=vm.warm and not cold_because(vm),
+            frozen=before.frozen if before else (),
             history=before.history if before else (),
         )
 
     def _new_disk(self, target: VmRecord, found: ObservedVm | None) -> bool:
         """Whether the VM gets a new system disk."""
-        if found is None or found.record.overlay not in self.observed.volumes:
+        if found is None or lost(found.record, self.observed.volumes):
             return True
         before = found.record
         return (target.version, target.digest) != (before.version, before.digest)
@@ -314,7 +323,7 @@ class _Planner:
             record = remade(target, "create", self.stamp)
             return Action(Verb.CREATE, vm.name, (f"not there yet, from {vm.image}",), record)
         before = found.record
-        if before.overlay not in self.observed.volumes:
+        if lost(before, self.observed.volumes):
             return self._reset(target, found, "its system disk is missing", ())
         if self._new_disk(target, found):
             reason = f"image {before.wanted} -> {vm.image}"

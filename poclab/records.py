@@ -9,6 +9,10 @@ from poclab.model import Foreign, HistoryEntry, ObservedVm, Vm, VmRecord
 from poclab.units import format_size
 from poclab.virt.design import data_volume
 
+# What the volumes of a lab begin with that nobody was promised to keep: system disks, data disks
+# that go with them, warm states.
+PASSING = ("overlay", "scratch", "warm")
+
 
 @dataclass(frozen=True)
 class Stamp:
@@ -21,7 +25,7 @@ class Stamp:
 
 def remade(record: VmRecord, action: str, stamp: Stamp) -> VmRecord:
     """The record with a new system disk to come: fresh firmware, today's key, history."""
-    fresh = replace(record, overlay="", fresh=True, ssh_key=stamp.ssh_key)
+    fresh = replace(record, overlay="", frozen=(), fresh=True, ssh_key=stamp.ssh_key)
     return replace(fresh, history=(*record.history, entry(fresh, action, stamp)))
 
 
@@ -47,7 +51,14 @@ def hardware(record: VmRecord) -> tuple[object, ...]:
 
 def volumes(record: VmRecord) -> set[str]:
     """The volumes a VM stands on, its version's base aside."""
-    return {record.overlay, *(data_volume(record, disk) for disk in record.disks)}
+    data = (data_volume(record, disk) for disk in record.disks)
+    return {record.overlay, *data, *(item.volume for item in record.frozen)}
+
+
+def lost(record: VmRecord, names: Container[str]) -> bool:
+    """Whether the system disk is gone, or what a warm state put below the disks."""
+    needed = (record.overlay, *(item.volume for item in record.frozen))
+    return any(name not in names for name in needed)
 
 
 def garbage(
@@ -55,6 +66,7 @@ def garbage(
     names: Iterable[str],
     vms: Iterable[ObservedVm],
     foreign: Foreign | None = None,
+    held: Iterable[str] = (),
 ) -> list[str]:
     """Volumes of a lab that no VM stands on and that nobody was promised to keep.
 
@@ -67,22 +79,45 @@ def garbage(
         vms: the VMs there are; both their defined and their running disks count.
         foreign: what is in no record; what its domains stand on or carries their name is left
             alone.
+        held: volumes of warm states.
     """
     foreign = foreign or Foreign()
-    used = set(foreign.volumes)
+    used = {*foreign.volumes, *held}
     for vm in vms:
         used |= volumes(vm.record)
         if vm.live:
             used |= volumes(vm.live)
-    prefixes = (f"overlay.{lab}.", f"scratch.{lab}.")
-    left_alone = tuple(
-        f"{kind}.{name}." for name in foreign.domains for kind in ("overlay", "scratch")
-    )
+    prefixes = tuple(f"{kind}.{lab}." for kind in PASSING)
+    left_alone = tuple(f"{kind}.{name}." for name in foreign.domains for kind in PASSING)
     return [
         name
         for name in names
         if name.startswith(prefixes) and name not in used and not name.startswith(left_alone)
     ]
+
+
+def cold_because(vm: Vm) -> str:
+    """Why a VM's memory cannot be kept for warm resets, in words, or an empty string."""
+    if any(disk.keep for disk in vm.disks):
+        return "the memory would know a kept data disk as it was"
+    return "" if vm.ready else "without `ready` nobody knows when to keep its memory"
+
+
+def thawed(found: ObservedVm | None, vm: Vm, *, new_disk: bool) -> Iterator[str]:
+    """Data disks to be kept from now on that lie over one of a warm state's, in words.
+
+    Args:
+        found: the VM as it is, if there is one.
+        vm: the VM as asked for.
+        new_disk: it gets a new system disk anyway.
+    """
+    below = {item.disk for item in found.record.frozen} if found and not new_disk else set()
+    for disk in vm.disks:
+        if found and disk.keep and disk.name in below:
+            yield (
+                f"data disk {disk.name} cannot be kept from now on: it lies over that of a warm"
+                f" state; first: poclab reset {found.record.path} --no-warm"
+            )
 
 
 def shrunk(found: ObservedVm | None, vm: Vm, *, new_disk: bool = False) -> Iterator[str]:
@@ -186,7 +221,7 @@ def disk_differences(before: VmRecord, target: VmRecord) -> Iterator[str]:
 
 def record_differences(before: VmRecord, target: VmRecord) -> Iterator[str]:
     """What differs that no guest notices, in words."""
-    for name in ("wanted", "after", "ready", "disk_size"):
+    for name in ("wanted", "after", "ready", "disk_size", "warm"):
         if getattr(before, name) != getattr(target, name):
             yield f"{name} changed in the lab file"
 

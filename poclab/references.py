@@ -129,6 +129,7 @@ class _Checker:
             for _, item in _items(_value(self._defaults, "networks"), ()):
                 self._join(item)
         self._check_disks((*path, "disks"), _value(vm, "disks"))
+        self._check_warm((*path, "warm"), vm)
         self._check_ports((*path, "ports"), _value(vm, "ports"))
         self._check_ready((*path, "ready"), _value(vm, "ready"))
         self._check_after(name, (*path, "after"), _value(vm, "after"))
@@ -179,6 +180,16 @@ class _Checker:
             name, here = _value(item, "name"), (*at, "name")
             if isinstance(name, Scalar) and (first := seen.before(name.text, here, name.line)):
                 self._fault(here, name, f"the disk {shown(name.text)} stands twice, see {first}")
+
+    def _check_warm(self, path: Path, vm: Node) -> None:
+        """A file system that the kept memory knows must not meet a disk that changed meanwhile."""
+        warm = _value(vm, "warm")
+        if _read(leaves.flag, warm) is not True:
+            return
+        for _, item in _items(_value(vm, "disks"), ()):
+            if _read(leaves.flag, _value(item, "keep")) is True:
+                self._fault(path, warm, "warm resets and a disk with keep: true exclude each other")
+                return
 
     def _check_ports(self, path: Path, ports: Node | None) -> None:
         for at, item in _items(ports, path):

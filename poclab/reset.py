@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from poclab import events, lock, readiness
+from poclab import lock, start, warm
 from poclab.errors import PoclabError
 from poclab.find import find_vm
 from poclab.labhost import LabHost
@@ -20,7 +20,6 @@ from poclab.names import check_tag
 from poclab.records import remade
 from poclab.schedule import SkippedError, run_in_order
 from poclab.store import Store
-from poclab.units import format_seconds
 from poclab.virt.host import Host
 
 
@@ -42,7 +41,12 @@ class Reset:
 
 
 def reset(
-    host: Host, targets: Sequence[ObservedVm], to: str | None = None, *, wait: bool = True
+    host: Host,
+    targets: Sequence[ObservedVm],
+    to: str | None = None,
+    *,
+    wait: bool = True,
+    keep_warm: bool | None = None,
 ) -> list[Reset]:
     """Put VMs on a clean disk.
 
@@ -51,6 +55,8 @@ def reset(
         targets: the VMs.
         to: the tag of their image to go to, or None for the version each runs.
         wait: wait until they are ready.
+        keep_warm: keep their memory when they are ready, or neither keep nor restore any; None
+            for what the lab file says of each.
 
     Raises:
         PoclabError: a version is not there; then nothing was touched.
@@ -61,8 +67,9 @@ def reset(
     with ExitStack() as held:
         for lab in labs:
             held.enter_context(lock.hold(lab, uri=host.uri, doing=f"poclab reset in {lab}"))
-        work = _Work(host, [_again(host, vm) for vm in targets], to, wait)
-        return work.run()
+            warm.mend(LabHost(host, lab))
+        again = [_again(host, vm) for vm in targets]
+        return _Work(host, again, to, wait=wait, keep_warm=keep_warm).run()
 
 
 def _again(host: Host, vm: ObservedVm) -> ObservedVm:
@@ -72,12 +79,19 @@ def _again(host: Host, vm: ObservedVm) -> ObservedVm:
 
 class _Work:
     def __init__(
-        self, host: Host, targets: Sequence[ObservedVm], to: str | None, wait: bool
+        self,
+        host: Host,
+        targets: Sequence[ObservedVm],
+        to: str | None,
+        *,
+        wait: bool,
+        keep_warm: bool | None,
     ) -> None:
         self._host = host
         self._targets = {vm.record.path: vm for vm in targets}
         self._to = to
         self._wait = wait
+        self._warm = keep_warm
         self._labs = {vm.record.lab: LabHost(host, vm.record.lab) for vm in targets}
         self._records: dict[str, VmRecord] = {}
         self._seconds: dict[str, float] = {}
@@ -115,8 +129,9 @@ class _Work:
         return remade(moved, "reset", self._labs[record.lab].stamp())
 
     def _put(self, record: VmRecord) -> None:
-        lab = self._labs[record.lab]
-        self._records[record.path] = lab.put_on_new_disk(record, self._targets[record.path])
+        lab, before = self._labs[record.lab], self._targets[record.path]
+        over = warm.find(lab, record, before) if self._warm is not False else ()
+        self._records[record.path] = lab.put_on_new_disk(record, before, over)
 
     def _after(self, path: str) -> tuple[str, ...]:
         record = self._records[path]
@@ -125,11 +140,10 @@ class _Work:
     def _start(self, path: str) -> None:
         record = self._records[path]
         lab = self._labs[record.lab]
-        lab.start(record)
+        started = start.begin(lab, record)
         if self._wait:
-            self._seconds[path] = readiness.wait(self._host, record, lab.files)
-            if record.ready:
-                events.note(f"{path}: ready after {format_seconds(self._seconds[path])}")
+            keep = record.warm if self._warm is None else self._warm
+            self._seconds[path] = start.settle(lab, started, keep=keep)
 
     def _result(self, path: str, version: Ref, error: Exception | None) -> Reset:
         if isinstance(error, SkippedError):

@@ -26,6 +26,7 @@ from poclab.fields import (
     Flag,
     Memory,
     OptionalDiskSize,
+    OptionalFlag,
     Strict,
     Text,
     User,
@@ -140,6 +141,7 @@ class DefaultsModel(Strict):
     )
     ready: ReadyModel | None = None
     user: User = Field(None, description="the user to log in as over SSH")
+    warm: OptionalFlag = Field(None, description="whether their memory is kept for warm resets")
 
 
 class VmModel(Strict):
@@ -169,6 +171,9 @@ class VmModel(Strict):
         description="ports of 127.0.0.1 that lead to the guest, HOST:GUEST (qemu:///session)",
     )
     user: User = Field(None, description="the user to log in as over SSH")
+    warm: OptionalFlag = Field(
+        None, description="whether its memory is kept when it is ready, for warm resets"
+    )
 
 
 class LabModel(Strict):
@@ -252,6 +257,7 @@ def _vm(name: str, vm: VmModel, defaults: DefaultsModel) -> model.Vm:
         ports=tuple(vm.ports),
         user=vm.user or defaults.user,
         disk_size=vm.disk,
+        warm=bool(defaults.warm if vm.warm is None else vm.warm),
     )
 
 

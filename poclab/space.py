@@ -15,11 +15,17 @@ from poclab.virt import places
 from poclab.virt.design import KEPT
 from poclab.virt.host import MARKER, Host
 from poclab.virt.places import Places
+from poclab.warmstate import PREFIX
 
 GARBAGE = "garbage"
 TOTAL = "total"
 # What volumes of a lab are, by how their names begin.
-_LAB_KINDS = {"overlay.": "system disks", "scratch.": "data disks", KEPT: "data disks"}
+_LAB_KINDS = {
+    "overlay.": "system disks",
+    "scratch.": "data disks",
+    KEPT: "data disks",
+    PREFIX: "warm states",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class SpaceRow:
     """A line of `poclab df`; the fields are the JSON's keys.
 
     Attributes:
-        kind: "version", "system disks" or "data disks" of a lab, "other", "garbage" or "total".
+        kind: "version", "system disks", "data disks" or "warm states" (their memory) of a lab,
+            "other", "garbage" or "total".
         name: the version, the lab, or the volume of another kind.
         allocated: bytes on the disk, those that are shared included.
         shared: those that other lines have too; None where that cannot be known.
@@ -99,7 +106,11 @@ def groups(
 def _of_labs(names: Iterable[str], vms: Iterable[ObservedVm]) -> Iterator[Group]:
     """The disks of each lab's VMs: those of a lab that is down too, which were kept."""
     records = [record for vm in vms for record in (vm.record, vm.running)]
-    below = {record.overlay: bases(record) for record in records}
+    below = {
+        disk: bases(record)
+        for record in records
+        for disk in (record.overlay, *(item.volume for item in record.frozen if not item.disk))
+    }
     labs: dict[tuple[str, str], list[str]] = {}
     for name in names:
         if place := _lab(name):

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
 
-from poclab import events, livecommit, lock, readiness
+from poclab import events, livecommit, lock, readiness, start, warm
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.model import Lab, VmRecord
 from poclab.plan import Action, Plan, Verb, plan, versions_needed
 from poclab.ports import PortBook
 from poclab.schedule import SkippedError, run_in_order
-from poclab.units import format_seconds
 from poclab.virt.design import network_spec
 from poclab.virt.errors import PortTakenError
 from poclab.virt.host import Host
@@ -51,6 +50,7 @@ def up(
     lab: Lab,
     *,
     dry_run: bool = False,
+    keep_warm: bool | None = None,
     confirm: Callable[[Plan], bool] = lambda _plan: True,
 ) -> Outcome:
     """Make the host show what the lab file asks for.
@@ -59,6 +59,8 @@ def up(
         host: the host.
         lab: the lab as asked for.
         dry_run: stop after the plan.
+        keep_warm: keep the memory of VMs on new disks, or neither keep nor restore any; None for
+            what the lab file says.
         confirm: called with a plan that has something to do, before it is done.
 
     Raises:
@@ -67,11 +69,12 @@ def up(
     with lock.hold(lab.name, uri=host.uri, doing=f"poclab up {lab.name}"):
         lab_host = LabHost(host, lab.name)
         if not dry_run:
+            warm.mend(lab_host)
             livecommit.settle(lab_host)
         seen = _plan(lab_host, lab, key=False)
         if dry_run or (seen.actions and not confirm(seen)):
             return Outcome(seen, applied=False, ready={}, failed={})
-        return _Applier(lab_host, lab).run(seen)
+        return _Applier(lab_host, lab, keep_warm).run(seen)
 
 
 def _plan(lab_host: LabHost, lab: Lab, *, key: bool) -> Plan:
@@ -82,10 +85,11 @@ def _plan(lab_host: LabHost, lab: Lab, *, key: bool) -> Plan:
 
 
 class _Applier:
-    def __init__(self, lab_host: LabHost, lab: Lab) -> None:
+    def __init__(self, lab_host: LabHost, lab: Lab, keep_warm: bool | None) -> None:
         self._at = lab_host
         self._host = lab_host.host
         self._lab = lab
+        self._warm = keep_warm
         self._records: dict[str, VmRecord] = {}
         self._to_start: set[str] = set()
         self._failed: dict[str, Exception] = {}
@@ -163,7 +167,8 @@ class _Applier:
         record, found = action.record, action.before
         assert record is not None
         if action.verb in (Verb.CREATE, Verb.RESET):
-            record = self._at.put_on_new_disk(record, found)
+            over = warm.find(self._at, record, found) if self._warm is not False else ()
+            record = self._at.put_on_new_disk(record, found, over)
         elif action.verb in (Verb.CHANGE, Verb.START) and found:
             if found.active:
                 self._host.guest(record).shut_down(SHUTDOWN_PATIENCE)
@@ -173,6 +178,8 @@ class _Applier:
         elif found:
             guest = self._at.define(record, found.uuid)
             if action.verb is Verb.RESUME:
+                if record.fresh:
+                    self._at.has_run(record)  # brought back from a warm state and left there
                 guest.resume()
             self._at.reconnect(record, action.cut)
         self._records[action.target] = record
@@ -199,25 +206,21 @@ class _Applier:
             if readiness.glance(self._host, record) is False:
                 self._ready[name] = readiness.wait(self._host, record, self._at.files)
             return
-        record = self._start_guest(record)
-        seconds = readiness.wait(self._host, record, self._at.files)
-        self._ready[name] = seconds
-        events.note(f"{name}: {_settled(record, seconds)}")
+        started = self._start_guest(record)
+        keep = record.warm if self._warm is None else self._warm
+        self._ready[name] = start.settle(self._at, started, keep=keep)
 
-    def _start_guest(self, record: VmRecord) -> VmRecord:
+    def _start_guest(self, record: VmRecord) -> start.Started:
         """Start a VM, if need be with another port where poclab chose it and a program took it."""
         asked = {forward.host for vm in self._lab.vms for forward in vm.ports}
         for _ in range(_PORT_ATTEMPTS):
             try:
-                self._at.start(record)
+                return start.begin(self._at, record)
             except PortTakenError as error:
                 if error.port in asked:
                     raise
                 record = self._other_port(record, error.port)
-            else:
-                return record
-        self._at.start(record)
-        return record
+        return start.begin(self._at, record)
 
     def _other_port(self, record: VmRecord, taken: int) -> VmRecord:
         vm = next(vm for vm in self._lab.vms if vm.name == record.name)
@@ -235,10 +238,6 @@ class _Applier:
             self._at.define(record, self._host.guest(record).uuid)
         events.note(f"{record.name}: another program took port {taken}: it gets another one")
         return record
-
-
-def _settled(record: VmRecord, seconds: float) -> str:
-    return f"ready after {format_seconds(seconds)}" if record.ready else "started"
 
 
 _STARTS = (Verb.CREATE, Verb.RESET, Verb.CHANGE, Verb.START)

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from poclab import __version__, output
-from poclab.cli import context, doctor, image, iso, lab, space, store, vm
+from poclab.cli import context, doctor, image, iso, lab, space, store, vm, warm
 from poclab.errors import PoclabError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -30,6 +30,7 @@ store.register(image.app)
 iso.register(image.app)
 app.add_typer(image.app, name="image")
 space.register(app)
+app.add_typer(warm.app, name="warm")
 doctor.register(app)
 
 

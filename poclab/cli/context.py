@@ -47,6 +47,13 @@ OutputOption = Annotated[
     Format,
     typer.Option("-o", "--output", envvar="POCLAB_OUTPUT", help="How to print the listing."),
 ]
+WarmOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--warm/--no-warm",
+        help="Keep memory for warm resets, or boot in any case; left out: as the lab file says.",
+    ),
+]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 

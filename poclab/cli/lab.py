@@ -10,7 +10,7 @@ import typer
 
 from poclab import output
 from poclab.cli import context
-from poclab.cli.context import OutputOption, YesOption
+from poclab.cli.context import OutputOption, WarmOption, YesOption
 from poclab.errors import PoclabError, Problems
 from poclab.names import check_name
 from poclab.output import Format
@@ -85,6 +85,7 @@ def up(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done, with reasons.")
     ] = False,
+    warm: WarmOption = None,
     yes: YesOption = False,
     form: OutputOption = Format.TABLE,
 ) -> None:
@@ -104,7 +105,7 @@ def up(
         return not risky or context.confirmed(f"Change {found.lab}?", yes=yes)
 
     with context.host() as host:
-        outcome = bring_up(host, wanted, dry_run=dry_run, confirm=confirm)
+        outcome = bring_up(host, wanted, dry_run=dry_run, keep_warm=warm, confirm=confirm)
         if dry_run:
             _show_plan(outcome.plan, form)
             return

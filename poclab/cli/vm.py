@@ -8,7 +8,7 @@ import typer
 
 from poclab import output
 from poclab.cli import context
-from poclab.cli.context import OutputOption, YesOption
+from poclab.cli.context import OutputOption, WarmOption, YesOption
 from poclab.errors import PoclabError, UsageError
 from poclab.model import Ref
 from poclab.names import plain
@@ -51,6 +51,7 @@ def reset(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until they are ready.")
     ] = True,
+    warm: WarmOption = None,
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Put VMs on a clean disk of a version; data disks with keep: true stay."""
@@ -71,7 +72,7 @@ def reset(
             targets = list(
                 {vm.uuid: vm for name in names for vm in [find_vm(found, name, lab)]}.values()
             )
-        results = put(host, targets, to, wait=wait)
+        results = put(host, targets, to, wait=wait, keep_warm=warm)
         labs = frozenset(vm.record.lab for vm in targets)
         paths = {item.path for item in results}
         shown = [row for row in rows(host, labs) if f"{row.lab}/{row.vm}" in paths] if wait else []

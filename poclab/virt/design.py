@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
+from uuid import UUID, uuid5
 
 from poclab.model import DataDisk, HostEntry, Mode, NetworkRecord, NicRecord, Profile, VmRecord
 from poclab.virt import metadata
@@ -51,6 +52,10 @@ DEVICES = {
 
 # IDE has four places, SATA on q35 six, virtio-blk one a PCI slot: this is what a lab may ask for.
 DISK_LIMIT = {Profile.LINUX: 20, Profile.WINDOWS: 6, Profile.LEGACY: 4}
+
+
+# Any namespace of our own for uuid5 (RFC 4122, 4.3).
+_GENIDS = UUID("6f1c1f4e-9f7b-4f7e-8d0c-3d1d6c1f8a52")
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,9 @@ def domain_spec(
         console_log=console_log,
         usb=not devices.virtio,
         virtio=devices.virtio,
+        # The same as long as the disk is: a guest with another one makes its random numbers and
+        # its identity in a domain anew.
+        genid=str(uuid5(_GENIDS, record.overlay)) if devices.uefi else None,
         metadata=(metadata.vm_element(record),),
     )
 
@@ -156,13 +164,15 @@ def _disks(
     def target(index: int) -> str:
         return devices.disk_prefix + "abcdefghijklmnopqrstuvwxyz"[index]
 
-    below = tuple(map(path, bases))
+    frozen = {item.disk: (path(item.volume),) for item in record.frozen}
+    below = (*frozen.get("", ()), *map(path, bases))
     system = DiskSpec(path(record.overlay), target(0), devices.disk_bus, backing=below, boot=True)
     data = (
         DiskSpec(
             path(data_volume(record, disk)),
             target(index),
             devices.disk_bus,
+            backing=frozen.get(disk.name, ()),
             serial=disk.name[:20],  # virtio-blk and ATA serial numbers have 20 characters
         )
         for index, disk in enumerate(record.disks, start=1)

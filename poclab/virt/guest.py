@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from xml.etree.ElementTree import Element, fromstring, tostring
 
 import libvirt
@@ -14,6 +15,7 @@ from poclab.model import ObservedVm, State, VmRecord
 from poclab.virt import metadata
 from poclab.virt.blocks import Blocks
 from poclab.virt.errors import GoneError, libvirt_errors
+from poclab.virt.xml import capture_xml
 
 _STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: State.RUNNING,
@@ -166,11 +168,67 @@ class Guest:
                 if not self._domain.isActive():  # not merely started by another command
                     raise
         record = self.record()
-        if record is None:
-            return
+        if record is not None:
+            self.note_start(record, started)
+
+    def note_start(self, record: VmRecord, started: str) -> None:
+        """Write into the running domain, and there alone, what it is and since when it runs."""
         element = metadata.vm_element(record)
         element.set(_STARTED, started)
         self._set_metadata(element, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def capture(self, memory: str, disks: Mapping[str, str]) -> None:
+        """Keep memory and disks as they are this moment; the guest goes on on other disks.
+
+        It stands still meanwhile. Memory and disks go together or not at all.
+
+        Args:
+            memory: the file for the memory.
+            disks: the overlay that each disk goes on on, made beforehand, by the disk's name.
+
+        Raises:
+            PoclabError: it cannot be done; the guest goes on as it was.
+        """
+        events.step("capture", domain=self.name)
+        flags = (
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        )
+        with libvirt_errors(f"the memory of {self.name} cannot be kept"):
+            self._domain.snapshotCreateXML(capture_xml(memory, disks), flags)
+
+    def wait_for_jobs(self, patience: float) -> None:
+        """Wait until libvirt is done with what an ended command asked it to do with the guest.
+
+        Raises:
+            PoclabError: it is not after `patience` seconds.
+        """
+        limit = time.monotonic() + patience
+        with libvirt_errors(f"{self.name} cannot be asked"):
+            while self._domain.isActive() and self._busy():
+                if time.monotonic() > limit:
+                    raise PoclabError(f"{self.name} is busy", fix="run it again in a while")
+                time.sleep(0.1)
+
+    def _busy(self) -> bool:
+        try:
+            return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                raise
+            return False  # it went off
+
+    def set_clock(self, seconds: float) -> None:
+        """Have the guest agent set the guest's clock; seconds since 1970, UTC.
+
+        Raises:
+            PoclabError: the agent does not.
+        """
+        whole = int(seconds)
+        time_ = {"seconds": whole, "nseconds": int((seconds - whole) * 1e9)}
+        with libvirt_errors(f"the clock of {self.name} cannot be set"):
+            self._domain.setTime(time_, 0)
 
     def set_record(self, record: VmRecord) -> None:
         """Write the record into the persistent definition, nothing else."""

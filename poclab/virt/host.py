@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import fromstring
+from xml.etree.ElementTree import fromstring, tostring
 
 import libvirt
 
@@ -25,7 +25,7 @@ from poclab.virt.guest import Guest
 from poclab.virt.network import LabNetwork
 from poclab.virt.pool import LocalPool, StreamPool
 from poclab.virt.usage import Usage
-from poclab.virt.xml import pool_directory, pool_xml
+from poclab.virt.xml import DomainSpec, pool_directory, pool_xml, restored_xml
 
 POOL = "poclab"
 MARKER = "poclab.json"
@@ -114,6 +114,16 @@ class Host:
             with contextlib.suppress(ValueError):
                 return int(user), int(group)
         return None
+
+    def runs_guests_with(self) -> str:
+        """What the memory of a guest depends on: QEMU, libvirt and the processor."""
+        with libvirt_errors("libvirt does not tell the host's capabilities"):
+            capabilities = fromstring(self.conn.getCapabilities())  # noqa: S314 - from libvirtd
+            versions = f"{self.conn.getVersion()} {self.conn.getLibVersion()}"
+        cpu = capabilities.find("host/cpu")
+        for counter in cpu.findall("counter") if cpu is not None else ():
+            cpu.remove(counter)  # type: ignore[union-attr]  # the clock's rate is measured
+        return f"{versions} {tostring(cpu, encoding='unicode') if cpu is not None else ''}"
 
     # --- pool ------------------------------------------------------------------------
 
@@ -270,6 +280,24 @@ class Host:
         """Define a domain, or define it anew."""
         return Guest.define(self.conn, xml, name)
 
+    def restore(self, memory: str, spec: DomainSpec) -> Guest:
+        """Bring a guest back from its memory, standing still; its domain must be defined and off.
+
+        Args:
+            memory: the volume of its memory.
+            spec: the domain, with the disks that it is to go on on.
+
+        Raises:
+            PoclabError: libvirt or QEMU cannot.
+        """
+        events.step("restore", domain=spec.name)
+        path = self.pool.path(memory)
+        with libvirt_errors(f"{spec.name} cannot be brought back from its memory"):
+            saved = self.conn.saveImageGetXMLDesc(path, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+            xml = restored_xml(saved, spec)
+            self.conn.restoreFlags(path, xml, libvirt.VIR_DOMAIN_SAVE_PAUSED)
+            return Guest(self.conn, self.conn.lookupByName(spec.name))
+
     def drop_console_log(self, record: VmRecord) -> None:
         """Delete the serial console's copy where this user may."""
         if self.local:
@@ -294,6 +322,7 @@ def _recorded(guest: Guest) -> set[str]:
             record.overlay,
             *bases(record),
             *(data_volume(record, disk) for disk in record.disks),
+            *(item.volume for item in record.frozen),
         )
     }
 

@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element, SubElement, fromstring, register_name
 from poclab.model import (
     DataDisk,
     Forward,
+    Frozen,
     HistoryEntry,
     Mode,
     NetworkRecord,
@@ -62,7 +63,10 @@ def vm_element(record: VmRecord) -> Element:
         overlay=record.overlay,
         size=record.disk_size,
         fresh=_yes(record.fresh),
+        warm=_yes(record.warm),
     )
+    for frozen in record.frozen:
+        _child(root, "frozen", disk=frozen.disk or None, volume=frozen.volume)
     _child(
         root,
         "hardware",
@@ -114,6 +118,11 @@ def vm_record(element: Element) -> VmRecord:
         own = f"overlay.{element.attrib['lab']}.{element.attrib['name']}."
         if not version.attrib["overlay"].startswith(own):
             raise ValueError(f"metadata with another VM's disk: {version.attrib['overlay']}")
+        frozen = tuple(_frozen(item) for item in _all(element, "frozen"))
+        passing = (own, own.replace("overlay.", "scratch.", 1))
+        for item in frozen:
+            if not item.volume.startswith(passing):
+                raise ValueError(f"metadata with another VM's disk: {item.volume}")
         return VmRecord(
             lab=element.attrib["lab"],
             name=element.attrib["name"],
@@ -124,6 +133,8 @@ def vm_record(element: Element) -> VmRecord:
             overlay=version.attrib["overlay"],
             disk_size=int(version.attrib["size"]) if "size" in version.attrib else None,
             fresh=version.get("fresh") == "yes",
+            warm=version.get("warm") == "yes",
+            frozen=frozen,
             cpus=int(hardware.attrib["cpus"]),
             memory=int(hardware.attrib["memory"]),
             profile=Profile(hardware.attrib["profile"]),
@@ -223,6 +234,10 @@ def _nic(element: Element) -> NicRecord:
         IPv4Interface(ip) if ip else None,
         Mode(element.attrib["mode"]),
     )
+
+
+def _frozen(element: Element) -> Frozen:
+    return Frozen(element.get("disk", ""), element.attrib["volume"])
 
 
 def _disk(element: Element) -> DataDisk:

@@ -6,6 +6,7 @@ formatstorage.html.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from xml.etree.ElementTree import (
@@ -74,6 +75,7 @@ class DomainSpec:
         console_log: the file the serial console is copied to, or None.
         usb: whether there is a USB controller with a tablet.
         virtio: whether random-number generator, agent channel and balloon are virtio devices.
+        genid: the VM generation ID, which is another after every reset, or None for no such device.
         metadata: elements of `<metadata>`.
     """
 
@@ -93,6 +95,7 @@ class DomainSpec:
     clock: str = "utc"
     usb: bool = False
     virtio: bool = True
+    genid: str | None = None
     metadata: tuple[Element, ...] = ()
 
 
@@ -127,6 +130,8 @@ def domain_xml(spec: DomainSpec) -> str:
     _text(root, "name", spec.name)
     if spec.uuid:
         _text(root, "uuid", spec.uuid)
+    if spec.genid:
+        _text(root, "genid", spec.genid)
     if spec.metadata:
         SubElement(root, "metadata").extend(spec.metadata)
     _text(root, "memory", str(spec.memory // 1024), unit="KiB")
@@ -173,6 +178,49 @@ def network_xml(spec: NetworkSpec) -> str:
 def host_xml(entry: HostEntry) -> str:
     """The XML of one reservation, for virNetworkUpdate."""
     return tostring(_host(entry), encoding="unicode")
+
+
+def capture_xml(memory: str, disks: Mapping[str, str]) -> str:
+    """The XML of an external snapshot (formatsnapshot.html).
+
+    Args:
+        memory: the file for the guest's memory.
+        disks: the overlay that each disk goes on on, by the name libvirt knows the disk by.
+    """
+    root = Element("domainsnapshot")
+    SubElement(root, "memory", {"snapshot": "external", "file": memory})
+    listed = SubElement(root, "disks")
+    for target, path in disks.items():
+        attributes = {"name": target, "snapshot": "external", "type": "file"}
+        disk = SubElement(listed, "disk", attributes)
+        SubElement(disk, "driver", {"type": "qcow2"})
+        SubElement(disk, "source", {"file": path})
+    return tostring(root, encoding="unicode")
+
+
+def restored_xml(saved: str, spec: DomainSpec) -> str:
+    """The XML to restore a guest's memory with: as it was saved, on other disks.
+
+    Args:
+        saved: the XML that is kept with the memory.
+        spec: the domain that it is to be; its disks and metadata are taken.
+    """
+    root = fromstring(saved)  # noqa: S314 - libvirtd wrote it
+    disks = {disk.target: disk for disk in spec.disks}
+    for element in root.iterfind("devices/disk"):
+        target = element.find("target")
+        disk = disks.get(target.get("dev", "")) if target is not None else None
+        if disk is None:
+            continue
+        for name in ("source", "backingStore"):
+            for old in element.findall(name):
+                element.remove(old)
+        new = _disk(disk)
+        element.extend(child for child in new if child.tag in ("source", "backingStore"))
+    for old in root.findall("metadata"):
+        root.remove(old)
+    SubElement(root, "metadata").extend(spec.metadata)
+    return tostring(root, encoding="unicode")
 
 
 def volume_xml(name: str, kind: str, size: int, *, backing: str = "", mode: str = "0600") -> str:

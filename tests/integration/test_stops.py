@@ -66,11 +66,27 @@ def changes(host: Host, name: str) -> Scene:
     return replace(scene, moves=(there, back))
 
 
+def warm(host: Host, name: str) -> Scene:
+    """Memory is kept, used, and dropped; the VM's data disk goes with it."""
+    file = labs.lab_file(host, name, replace(WEB, more="ready: {tcp: 22}, warm: true"))
+    web = f"{name}/web"
+    moves = (
+        Move(("reset", web, "--to", "v2")),
+        Move(("reset", web, "--to", "v2")),
+        Move(("warm", "drop", web)),
+        Move(("reset", web, "--to", "v1", "--no-warm")),
+    )
+    scene = Scene(host, name, moves, ready=True)
+    assert scene.again(Move(("up", file, "--no-warm"))).returncode == 0
+    return scene
+
+
 # The strides for kills; Ctrl-C and a full disk go the same ways, so four times as far.
 SCENES: tuple[tuple[Callable[[Host, str], Scene], str, int], ...] = (
     (lab, "updown", 1),
     (reset, "reset", 2),
     (changes, "change", 2),
+    (warm, "warm", 3),
 )
 
 

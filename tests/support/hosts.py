@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +157,7 @@ class Host:
         how: str = "kill",
         *,
         timeout: float = 300,
-        **env: str,
+        env: Mapping[str, str] | None = None,
     ) -> Stopped:
         """Run poclab with a stop at its n-th step.
 
@@ -171,15 +171,17 @@ class Host:
         report = self.write(f"steps.{threading.get_ident()}", "")
         program = str(self.place.installation.checkout / "tests/support/kill.py")
         python = self.place.installation.python
-        argv = self.place.argv(python, program, str(report), str(step), how, *args, **env)
+        argv = self.place.argv(python, program, str(report), str(step), how, *args, **(env or {}))
         done = _run(argv, timeout, None)
         steps = tuple(report.read_text().splitlines())
         # A parallel step may still be counted after the one that stops.
         return Stopped(how != "none" and len(steps) >= step, steps, done)
 
-    def count_steps(self, args: Sequence[str], *, timeout: float = 300, **env: str) -> Stopped:
+    def count_steps(
+        self, args: Sequence[str], *, timeout: float = 300, env: Mapping[str, str] | None = None
+    ) -> Stopped:
         """Run poclab to its end and say what its steps were."""
-        return self.stop_at(args, 0, "none", timeout=timeout, **env)
+        return self.stop_at(args, 0, "none", timeout=timeout, env=env)
 
     def domains(self) -> set[str]:
         """Names of all domains, running or not."""

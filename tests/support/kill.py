@@ -9,6 +9,9 @@ HOW is `kill` (SIGKILL, as a power cut or the OOM killer would), `interrupt` (SI
 `enospc` (the step meets a full disk) or `none` (count the steps). COUNT_FILE gets one line a
 step, written before the stop. Used through `Host.stop_at` and `Host.count_steps` of
 tests/support/hosts.py. The file imports nothing of the tests, so any account can run it alone.
+
+With POCLAB_TEST_READY=1 every VM that runs counts as ready: a stand-in for the network of guests
+of a few bytes, which answer nobody.
 """
 
 from __future__ import annotations
@@ -62,6 +65,13 @@ class Stopper:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def _all_are_ready() -> None:
+    from poclab import readiness
+
+    vars(readiness)["glance"] = lambda _host, record: True if record.ready else None
+    vars(readiness)["wait"] = lambda _host, _record, _files: 0.0
+
+
 def main() -> None:
     """Run poclab under a stopper; see the module."""
     report, limit, how, *arguments = sys.argv[1:]
@@ -70,6 +80,8 @@ def main() -> None:
     from poclab import events
     from poclab.cli import main as program
 
+    if os.environ.get("POCLAB_TEST_READY") == "1":
+        _all_are_ready()
     sys.argv = ["poclab", *arguments]
     with events.listening(Stopper(int(limit), how, Path(report))):
         program()

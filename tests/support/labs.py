@@ -127,12 +127,12 @@ def look(host: Host) -> dict[str, Any]:
     return found
 
 
-_MARK = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{8})?\.qcow2$")
+_MARK = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{8})?(\.[a-z0-9]+)$")
 
 
 def unmarked(volume: str) -> str:
     """A volume's name without what tells one system disk from the next."""
-    return _MARK.sub(".qcow2", volume)
+    return _MARK.sub(r"\2", volume)
 
 
 def state(seen: dict[str, Any], lab: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from poclab.model import (
     VmRecord,
 )
 from poclab.virt.design import overlay_volume
+from poclab.warmstate import frozen_disks
 
 MIB = 1024**2
 
@@ -136,12 +137,16 @@ def records(draw: st.DrawFn, /, **given: Any) -> VmRecord:
             ssh_key=texts,
             fresh=st.booleans(),
             parents=st.lists(digests, max_size=3).map(tuple),
+            warm=st.booleans(),
             history=events.map(tuple),
         )
     )
     found = replace(found, **given)
     mark = draw(st.from_regex(r"[0-9a-f]{8}(-[0-9a-f]{8})?", fullmatch=True))
-    return replace(found, overlay=overlay_volume(found.lab, found.name, mark))
+    found = replace(found, overlay=overlay_volume(found.lab, found.name, mark))
+    if any(disk.keep for disk in found.disks):
+        return found  # no warm state holds a disk that is kept
+    return replace(found, frozen=draw(st.sampled_from(((), frozen_disks(found)))))
 
 
 network_records = st.builds(NetworkRecord, names, names, modes, st.integers(0, 1000).map(_cidr))

@@ -21,6 +21,7 @@ from poclab.show import VersionRow
 from poclab.space import SpaceRow
 from poclab.status import HistoryRow, ImageRow, VmRow
 from poclab.verify import VerifyRow
+from poclab.warm import StateRow
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (ROOT / "docs/commands.md").read_text()
@@ -140,6 +141,7 @@ def test_documented_variables_exist() -> None:
         (SpaceRow, "df"),
         (Removal, "gc"),
         (HistoryRow, "history"),
+        (StateRow, "warm ls"),
         (ActionRow, "plan"),
         (Check, "doctor"),
         (Orphan, "doctor"),

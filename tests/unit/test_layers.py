@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "virt",
         "manifest",
+        "warmstate",
         "store",
         "disk",
         "formats",

@@ -1,0 +1,78 @@
+"""Starting a VM on its disk and seeing it ready: from its warm state, or by booting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from poclab import events, readiness, warm
+from poclab.labhost import LabHost
+from poclab.model import VmRecord
+from poclab.units import format_seconds
+
+
+@dataclass(frozen=True)
+class Started:
+    """How a VM was started.
+
+    Attributes:
+        record: what it is; another system disk than before when its warm state was of no use.
+        warm: whether it was brought back from a warm state, and did not boot.
+        first: whether this is the first start on its disk.
+    """
+
+    record: VmRecord
+    warm: bool = False
+    first: bool = False
+
+
+def begin(lab: LabHost, record: VmRecord) -> Started:
+    """Start a VM: on new disks over those of a warm state from that, else by booting.
+
+    Raises:
+        PoclabError: it does not start.
+    """
+    first = record.fresh
+    if first and record.frozen:
+        if warm.restore(lab, record):
+            return Started(replace(record, fresh=False), warm=True)
+        record = _cold(lab, record)
+    lab.start(record)
+    return Started(record, first=first)
+
+
+def _cold(lab: LabHost, record: VmRecord) -> VmRecord:
+    """Give a VM that is off a clean disk after all; what it was to go on on is no clean one."""
+    uuid = lab.host.guest(record).uuid
+    with lab.store.reading():
+        record = lab.new_overlay(replace(record, overlay="", frozen=()))
+        lab.data_disks(record)
+        lab.define(record, uuid)
+    return record
+
+
+def settle(lab: LabHost, started: Started, *, keep: bool) -> float:
+    """Wait until a VM is ready, and set its clock or keep its memory.
+
+    Args:
+        lab: its lab.
+        started: how it was started.
+        keep: whether its memory is to be kept, if it booted on a new disk.
+
+    Returns:
+        The seconds until it was ready; 0 when nothing was asked for.
+
+    Raises:
+        PoclabError: it is not ready in time.
+    """
+    record = started.record
+    seconds = readiness.wait(lab.host, record, lab.files)
+    if record.ready:
+        how = ", from its warm state" if started.warm else ""
+        events.note(f"{record.name}: ready after {format_seconds(seconds)}{how}")
+    else:
+        events.note(f"{record.name}: started")
+    if started.warm:
+        warm.set_clock(lab, record)
+    elif keep and started.first and record.ready:
+        warm.keep(lab, record)
+    return seconds

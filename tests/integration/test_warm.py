@@ -1,0 +1,225 @@
+"""Warm resets of real guests: what comes back, what does not, and what is never put together."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+from xml.etree.ElementTree import fromstring
+
+import pytest
+
+from tests.support import hosts, labs, shop
+from tests.support.hosts import Completed, Host
+
+# Two disks, UEFI with variables, two networks and the user network of a session.
+FILE = """\
+name: acme
+networks:
+  lan: {{mode: nat, cidr: 10.77.1.0/24}}
+  back: {{mode: isolated, cidr: 10.77.2.0/24}}
+defaults: {{cpus: 1, memory: {memory}, ready: {{ssh: true, timeout: 180}}, warm: true}}
+vms:
+  web:
+    image: shop:v1
+    networks: [lan, back]
+    disks: [{{name: data, size: 64MiB}}]
+"""
+WEB = "acme/web"
+
+
+def up(host: Host, memory: str = "256MiB") -> Completed:
+    return host.poclab("up", str(host.write("acme.yaml", FILE.format(memory=memory))), "--yes")
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with hosts.session() as found:
+        shop.give(found, ("v1", "v2"))
+        assert "web: its memory is kept" in up(found).stderr
+        yield found
+        found.poclab("down", "acme", "--yes")
+        assert [name for name in labs.look(found)["files"] if ".acme." in name] == []
+
+
+def states(host: Host) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(host.poclab("warm", "ls", "-o", "json").stdout)
+    return found
+
+
+def generation(host: Host) -> str:
+    return fromstring(host.virsh("dumpxml", "acme.web")).findtext("genid", "")
+
+
+def boot(host: Host) -> str:
+    """What is another one after every boot: where the kernel put the stack of process 1."""
+    return shop.ssh(host, WEB, "cut -d' ' -f28 /proc/1/stat")
+
+
+def seconds_ahead(host: Host) -> float:
+    """By how much the guest's clock is ahead of the host's."""
+    return float(shop.ssh(host, WEB, "date -u +%s")) - time.time()
+
+
+def running(host: Host) -> str:
+    (row,) = json.loads(host.poclab("status", "acme", "-o", "json").stdout)
+    return str(row["version"])
+
+
+def mark_disks(host: Host, text: str) -> None:
+    """Have the guest write to both disks, and to its memory."""
+    data = "/dev/vdb"
+    command = f"echo {text} >/root/mark; echo {text} >/run/mark; echo {text} >{data}; sync"
+    shop.ssh(host, WEB, command)
+
+
+def marks(host: Host) -> str:
+    command = "cat /root/mark /run/mark 2>/dev/null; head -c 4 /dev/vdb | tr -d '\\0'"
+    return shop.ssh(host, WEB, command)
+
+
+def test_a_reset_brings_the_guest_back_as_it_was_when_it_was_ready(host: Host) -> None:
+    first, ids = boot(host), [generation(host)]
+    addresses = shop.ssh(host, WEB, "ip -4 -o addr show")
+    (before,) = states(host)
+    assert (before["version"], before["in_use"]) == ("shop:v1", True)
+    for text in ("one", "two"):
+        mark_disks(host, text)
+        assert text in marks(host)
+        done = host.poclab("reset", WEB)
+        assert "from its warm state" in done.stderr
+        assert marks(host) == ""
+        assert boot(host) == first
+        assert shop.ssh(host, WEB, "ip -4 -o addr show") == addresses
+        ids.append(generation(host))
+    assert len(set(ids)) == 3
+    assert states(host) == [before]
+    assert labs.leftovers(host) == []
+
+
+def test_the_clock_is_right(host: Host) -> None:
+    kept = states(host)[0]["created"]
+    time.sleep(3)
+    done = host.poclab("reset", WEB)
+    assert "from its warm state" in done.stderr
+    assert "its clock" not in done.stderr
+    assert abs(seconds_ahead(host)) <= 2
+    since = time.time() - time.mktime(time.strptime(kept, "%Y-%m-%dT%H:%M:%SZ")) + time.timezone
+    assert since > 3  # it would be that late
+
+
+def test_each_version_has_a_state_and_a_system_disk_of_its_own(host: Host) -> None:
+    assert "its memory is kept" in host.poclab("reset", WEB, "--to", "v2").stderr
+    second = boot(host)
+    assert {row["version"] for row in states(host)} == {"shop:v1", "shop:v2"}
+    for tag in ("v1", "v2", "v1"):
+        assert "from its warm state" in host.poclab("reset", WEB, "--to", tag).stderr
+        assert running(host) == f"shop:{tag}"
+        assert (boot(host) == second) == (tag == "v2")
+
+
+def test_after_a_start_by_hand_it_is_an_ordinary_vm(host: Host) -> None:
+    """Memory is restored onto disks that nothing was written to, and onto no others."""
+    mark_disks(host, "kept")
+    first = boot(host)
+    host.virsh("destroy", "acme.web")
+    done = up(host)
+    assert "from its warm state" not in done.stderr
+    assert boot(host) != first
+    assert "kept" in marks(host)
+
+
+def test_another_definition_boots_and_is_kept_anew(host: Host) -> None:
+    before = {row["created"] for row in states(host)}
+    assert up(host, memory="320MiB").returncode == 0
+    done = host.poclab("reset", WEB, "--to", "v1")
+    assert "boots, its warm state is of no use: its definition changed" in done.stderr
+    assert "its memory is kept" in done.stderr
+    assert len(states(host)) == 2
+    assert {row["created"] for row in states(host)} != before
+    assert "from its warm state" in host.poclab("reset", WEB, "--to", "v1").stderr
+
+
+def test_a_state_that_fails_is_a_boot_on_a_clean_disk(host: Host) -> None:
+    seen = labs.look(host)
+    (memory,) = [
+        row
+        for name in seen["files"]
+        if (row := re.fullmatch(r"warm\.acme\.web\.([0-9a-f]{8})\.ram", name))
+        and f"overlay.acme.web.{row[1]}.qcow2" in str(host.virsh("dumpxml", "acme.web"))
+    ]
+    path = f"{seen['directory']}/{memory[0]}"
+    # The header and the XML hold, the memory itself is cut off.
+    host.run("truncate", "-s", "1M", path)
+    mark_disks(host, "old")
+    done = host.poclab("reset", WEB)
+    assert "boots, as its warm state fails" in done.stderr
+    assert "its memory is kept" in done.stderr
+    assert marks(host) == ""
+    assert "from its warm state" in host.poclab("reset", WEB).stderr
+    assert labs.leftovers(host) == []
+
+
+def test_a_version_of_a_vm_on_a_warm_state_holds_all_of_its_disk(host: Host) -> None:
+    assert "from its warm state" in host.poclab("reset", WEB).stderr
+    mark_disks(host, "mine")
+    host.poclab("commit", WEB, "--as", "shop:mine", "--shutdown", "--yes")
+    assert "mine" in marks(host)
+    before = [row["created"] for row in states(host)]
+    done = host.poclab("reset", WEB, "--no-warm")
+    assert "its memory is kept" not in done.stderr
+    assert shop.ssh(host, WEB, "cat /root/mark") == "mine\n"
+    assert [row["created"] for row in states(host)] == before
+    assert "from its warm state" in host.poclab("reset", WEB, "--to", "v1").stderr
+    host.poclab("image", "rm", "shop:mine")
+
+
+def test_dropped_states_are_gone_and_the_vm_runs_on(host: Host) -> None:
+    assert "from its warm state" in host.poclab("reset", WEB, "--to", "v1").stderr
+    first = boot(host)
+    assert host.poclab("warm", "drop", WEB, "--to", "v1").stderr == "1 warm state deleted\n"
+    assert [row["version"] for row in states(host)] == ["shop:v2"]
+    assert host.poclab("warm", "drop", "--all").stderr == "1 warm state deleted\n"
+    assert states(host) == []
+    assert [x for x in labs.look(host)["files"] if x.startswith("warm.")] == []
+    assert boot(host) == first
+    assert labs.leftovers(host) == []
+
+
+def test_a_kept_data_disk_and_a_warm_state_exclude_each_other(host: Host) -> None:
+    text = FILE.format(memory="320MiB")
+    kept = text.replace("size: 64MiB", "size: 64MiB, keep: true")
+    own = kept.replace("image: shop:v1", "image: shop:v1\n    warm: true")
+    done = host.poclab("validate", str(host.write("own.yaml", own)), check=False)
+    assert done.returncode == 2
+    assert "warm resets and a disk with keep: true exclude each other" in done.stderr
+    done = host.poclab("up", str(host.write("kept.yaml", kept)), "--yes", check=False)
+    assert done.returncode == 2  # the VM is still on what was a warm state
+    assert "lies over that of a warm state" in done.stderr
+    host.poclab("reset", WEB, "--no-warm")
+    done = host.poclab("up", str(host.write("kept.yaml", kept)), "--yes")
+    assert "no warm resets: the memory would know a kept data disk as it was" in done.stderr
+    host.poclab("down", "acme", "--yes", "--volumes")
+
+
+@pytest.mark.parametrize("place", ["root", "member"])
+def test_under_a_system_daemon(module_system: tuple[Host, Host], place: str) -> None:
+    root, member = module_system
+    host = root if place == "root" else member
+    shop.give(root, ("v1",))
+    try:
+        assert "its memory is kept" in up(host).stderr
+        first = boot(host)
+        addresses = shop.ssh(host, WEB, "ip -4 -o addr show")
+        mark_disks(host, "one")
+        assert "from its warm state" in host.poclab("reset", WEB).stderr
+        assert (boot(host), marks(host)) == (first, "")
+        assert shop.ssh(host, WEB, "ip -4 -o addr show") == addresses
+        assert abs(seconds_ahead(host)) <= 2
+        assert [row["in_use"] for row in states(host)] == [True]
+    finally:
+        host.poclab("down", "acme", "--yes")
+        root.poclab("image", "rm", "shop:v1")
+    assert [x for x in labs.look(root)["files"] if ".acme." in x] == []
