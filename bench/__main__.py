@@ -1,17 +1,20 @@
-"""Measure: `python -m bench [startup|reset|plan] [--runs N]`."""
+"""Measure: `python -m bench [startup|reset|plan|sharing] [--runs N]`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 
 from bench import machine, session
 from bench.measure import MeasurementError
 
 # What there is, and how often each is run unless told otherwise.
-GROUPS = {"startup": 20, "reset": 9, "plan": 5}
+GROUPS = {"startup": 20, "reset": 9, "plan": 5, "sharing": 1}
+# What makes its own place to run in.
+APART = ("sharing",)
 
 
 def main(arguments: list[str]) -> int:
@@ -22,19 +25,39 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.runs is not None and given.runs < 1:
         parser.error("--runs must be at least 1")
-    if not session.inside():
-        return session.again(arguments)
-    session.keep_bytecode()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    groups = given.group or list(GROUPS)
+    within = [name for name in groups if name not in APART]
+    if session.inside():
+        return _measure(within, given.runs)
+    apart = [name for name in groups if name in APART]
+    status = 0
+    if within:
+        runs = ["--runs", str(given.runs)] if given.runs else []
+        status = session.again([*within, *runs])
+    return status or _measure(apart, given.runs)
+
+
+def _measure(groups: Sequence[str], runs: int | None) -> int:
+    if not groups:
+        return 0
     print("\n".join(machine.describe()))
     try:
-        with session.daemon():
-            for name in given.group or GROUPS:
-                _runner(name)(given.runs or GROUPS[name])
-    except MeasurementError as error:
+        with _place():
+            for name in groups:
+                _runner(name)(runs or GROUPS[name])
+    except (MeasurementError, AssertionError) as error:
         print(f"a measurement failed: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _place() -> AbstractContextManager[None]:
+    """What is there while a measurement runs."""
+    if not session.inside():
+        return nullcontext()
+    session.keep_bytecode()
+    return session.daemon()
 
 
 def _runner(name: str) -> Callable[[int], None]:
