@@ -58,9 +58,11 @@ def boot(host: Host) -> str:
     return shop.ssh(host, WEB, "cut -d' ' -f28 /proc/1/stat")
 
 
-def seconds_ahead(host: Host) -> float:
-    """By how much the guest's clock is ahead of the host's."""
-    return float(shop.ssh(host, WEB, "date -u +%s")) - time.time()
+def clock_is_right(host: Host) -> bool:
+    """Whether the guest's clock shows a time between asking and the answer, give or take 2 s."""
+    asked = time.time()
+    shown = float(shop.ssh(host, WEB, "date -u +%s"))
+    return asked - 3 <= shown <= time.time() + 2  # `date` cuts off up to a second
 
 
 def running(host: Host) -> str:
@@ -101,13 +103,13 @@ def test_a_reset_brings_the_guest_back_as_it_was_when_it_was_ready(host: Host) -
 
 def test_the_clock_is_right(host: Host) -> None:
     kept = states(host)[0]["created"]
-    time.sleep(3)
+    time.sleep(5)
     done = host.poclab("reset", WEB)
     assert "from its warm state" in done.stderr
     assert "its clock" not in done.stderr
-    assert abs(seconds_ahead(host)) <= 2
+    assert clock_is_right(host)
     since = time.time() - time.mktime(time.strptime(kept, "%Y-%m-%dT%H:%M:%SZ")) + time.timezone
-    assert since > 3  # it would be that late
+    assert since > 5  # it would be that late
 
 
 def test_each_version_has_a_state_and_a_system_disk_of_its_own(host: Host) -> None:
@@ -178,10 +180,11 @@ def test_a_version_of_a_vm_on_a_warm_state_holds_all_of_its_disk(host: Host) -> 
 
 def test_dropped_states_are_gone_and_the_vm_runs_on(host: Host) -> None:
     assert "from its warm state" in host.poclab("reset", WEB, "--to", "v1").stderr
-    first = boot(host)
+    first, before = boot(host), states(host)
     assert host.poclab("warm", "drop", WEB, "--to", "v1").stderr == "1 warm state deleted\n"
-    assert [row["version"] for row in states(host)] == ["shop:v2"]
-    assert host.poclab("warm", "drop", "--all").stderr == "1 warm state deleted\n"
+    assert states(host) == [row for row in before if row["version"] != "shop:v1"]
+    done = host.poclab("warm", "drop", "--all")
+    assert re.fullmatch(f"{len(before) - 1} warm states? deleted\n", done.stderr)
     assert states(host) == []
     assert [x for x in labs.look(host)["files"] if x.startswith("warm.")] == []
     assert boot(host) == first
@@ -217,7 +220,7 @@ def test_under_a_system_daemon(module_system: tuple[Host, Host], place: str) -> 
         assert "from its warm state" in host.poclab("reset", WEB).stderr
         assert (boot(host), marks(host)) == (first, "")
         assert shop.ssh(host, WEB, "ip -4 -o addr show") == addresses
-        assert abs(seconds_ahead(host)) <= 2
+        assert clock_is_right(host)
         assert [row["in_use"] for row in states(host)] == [True]
     finally:
         host.poclab("down", "acme", "--yes")
