@@ -1,4 +1,4 @@
-"""Measure: `python -m bench [startup|reset|plan|sharing] [--runs N]`."""
+"""Measure: `python -m bench [startup|reset|plan|memory|sharing] [--runs N]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench import machine, session
 from bench.measure import MeasurementError
 
 # What there is, and how often each is run unless told otherwise.
-GROUPS = {"startup": 20, "reset": 9, "plan": 5, "sharing": 1}
+GROUPS = {"startup": 20, "reset": 9, "plan": 5, "memory": 3, "sharing": 1}
 # What makes its own place to run in.
 APART = ("sharing",)
 

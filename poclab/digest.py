@@ -83,6 +83,8 @@ class Digesting:
             self._failed.append(error)
 
     def _work(self) -> None:
+        if not self.wanted:
+            return
         hashes = [hashlib.new(one.algorithm, usedforsecurity=False) for one in self.wanted]
         with self.path.open("rb", buffering=0) as file:
             self._total = os.fstat(file.fileno()).st_size

@@ -17,7 +17,7 @@ from poclab.formats import DiskInfo, Part, detect, opened
 from poclab.model import Origin, Profile, Ref, Version
 from poclab.names import shown
 from poclab.spool import DEFAULT_LIMIT, NAME, spool
-from poclab.units import format_size
+from poclab.units import GIB, format_size
 
 if TYPE_CHECKING:
     from poclab.ova import Digest
@@ -124,7 +124,7 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
             _compare(NAME, known, wanted)
             source = _look(file, NAME, wish)
         target = work / "disk.qcow2"
-        found = _convert(source, target, wanted, known)
+        found, made = _convert(source, target, wanted, known)
         profile, how = _profile(target, source.system, wish)
         inputs = {"format": source.disk.format, "profile": how}
         if source.member:
@@ -137,6 +137,7 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
             profile=profile,
             origin=Origin("imported", source=source.name, digest=found, inputs=inputs),
             user=wish.user,
+            digest=made,
         )
 
 
@@ -160,8 +161,14 @@ def _look(file: Path, name: str, wish: Wish) -> _Source:
     return _Source(file, name, disk.inspect(file, form, name=name))
 
 
-def _convert(source: _Source, target: Path, wanted: str | None, known: str | None) -> str:
-    """Make the qcow2 file and give the source's digest, both in one go.
+def _convert(
+    source: _Source, target: Path, wanted: str | None, known: str | None
+) -> tuple[str, str]:
+    """Make the qcow2 file and give the source's digest and its own.
+
+    The source is digested while it is converted, and what is left of that while the copy is. Its
+    digest is an empty string where nobody asked for it and it would take much longer than the
+    disk: SHA-256 has no way around the zeros that a hole stands for, a second for each GiB.
 
     Args:
         source: what to convert.
@@ -170,12 +177,14 @@ def _convert(source: _Source, target: Path, wanted: str | None, known: str | Non
         known: its digest if that was computed before.
     """
     before = _identity(source.file)
-    asked = [] if known else [digest.Wanted("sha256")]
+    whole = known is None and (wanted is not None or _is_mostly_data(source.file))
+    asked = [digest.Wanted("sha256")] if whole else []
     asked += [
         digest.Wanted(one.algorithm, one.member.offset, one.member.size) for one in source.digests
     ]
     events.step("convert to qcow2", file=str(source.file))
-    with digest.computing(source.file, *asked) as running:
+    with ExitStack() as stack:
+        running = stack.enter_context(digest.computing(source.file, *asked))
         stored = source.part.size if source.part else before[2]
         disk.convert_to_qcow2(
             source.file.absolute(),
@@ -185,14 +194,21 @@ def _convert(source: _Source, target: Path, wanted: str | None, known: str | Non
             at_most=disk.largest_copy(source.disk, stored),
         )
         events.step("digest", file=str(source.file))
+        made = stack.enter_context(digest.computing(target, digest.Wanted("sha256")))
         results = running.results()
-    if _identity(source.file) != before:
-        raise PoclabError(
-            f"{shown(source.name, 200)} changed while it was read",
-            fix="stop the VM or the download that writes to it, then import it again",
-        )
-    found = known or f"sha256:{results.pop(0)}"
-    _compare(source.name, found, wanted)
+        if _identity(source.file) != before:
+            raise PoclabError(
+                f"{shown(source.name, 200)} changed while it was read",
+                fix="stop the VM or the download that writes to it, then import it again",
+            )
+        found = f"sha256:{results.pop(0)}" if whole else known or ""
+        _compare(source.name, found, wanted)
+        _compare_members(source, results)
+        disk.check(target)
+        return found, f"sha256:{made.results()[0]}"
+
+
+def _compare_members(source: _Source, results: list[str]) -> None:
     for one, result in zip(source.digests, results, strict=True):
         if result != one.value:
             raise PoclabError(
@@ -200,8 +216,12 @@ def _convert(source: _Source, target: Path, wanted: str | None, known: str | Non
                 why=f"its {one.algorithm} is not what the manifest says",
                 fix="download it again",
             )
-    disk.check(target)
-    return found
+
+
+def _is_mostly_data(file: Path) -> bool:
+    """Whether a file has more data than holes, or few of these."""
+    found = file.stat()
+    return found.st_size - found.st_blocks * 512 <= max(found.st_blocks * 512, GIB)
 
 
 def _compare(name: str, found: str, wanted: str | None) -> None:

@@ -231,6 +231,7 @@ class Store:
         user: str = "root",
         labels: Mapping[str, str] | None = None,
         parents: tuple[str, ...] = (),
+        digest: str | None = None,
     ) -> Version:
         """Make a version of a qcow2 file; the file is used up.
 
@@ -243,13 +244,14 @@ class Store:
             user: the user to log in as.
             labels: free text by key.
             parents: digests of the bases below it, nearest first.
+            digest: the file's, if it is known.
 
         Raises:
             PoclabError: the name is taken, a parent is gone, or the pool cannot be written.
         """
         version = Version(
             ref=ref,
-            digest=disk.sha256(file),
+            digest=digest or disk.sha256(file),
             size=file.stat().st_size,
             virtual_size=virtual_size,
             profile=profile,

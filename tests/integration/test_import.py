@@ -18,7 +18,7 @@ from poclab.importer import Wish, import_disk
 from poclab.manifest import base_volume
 from poclab.model import Profile, Ref, Version
 from poclab.store import Store
-from poclab.units import MIB
+from poclab.units import GIB, MIB
 from tests.support.dirpool import DirectoryPool
 
 REF = Ref("win", "v1")
@@ -120,6 +120,19 @@ def test_another_file_than_the_one_meant(store: Store, pool: DirectoryPool, raw:
         do(store, raw, sha256="sha256:" + "0" * 64)
     assert digest(raw) in error.value.why
     assert list(pool.root.iterdir()) == []
+
+
+def test_a_file_of_holes_is_digested_only_when_that_is_asked_for(
+    store: Store, pool: DirectoryPool, raw: Path
+) -> None:
+    os.truncate(raw, 2 * GIB)
+    assert do(store, raw).origin.digest == ""
+    with pytest.raises(PoclabError, match="not the file that was meant"):
+        import_disk(store, Ref("win", "v2"), Wish(raw, sha256="0" * 64))
+    known = disk.sha256(raw)
+    assert import_disk(store, Ref("win", "v2"), Wish(raw, sha256=known)).origin.digest == known
+    os.truncate(raw, GIB)
+    assert import_disk(store, Ref("win", "v3"), Wish(raw)).origin.digest == disk.sha256(raw)
 
 
 @pytest.mark.parametrize("wrong", [{"sha256": "abc"}, {"sha256": "x" * 64}, {"format": "vmdq"}])
