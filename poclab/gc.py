@@ -15,11 +15,13 @@ from poclab import events, extents, lock
 from poclab.errors import PoclabError
 from poclab.images import Orphan, collect, orphans, used_volumes
 from poclab.labhost import LabHost
-from poclab.manifest import BASE, MANIFEST, bases, version_volumes
+from poclab.manifest import BASE, MANIFEST, base_volume, bases, version_volumes
 from poclab.model import Ref, Version
+from poclab.records import volumes
 from poclab.store import Store
 from poclab.virt import places
 from poclab.virt.host import Host
+from poclab.warmstate import Shelf
 
 VERSION = "version"
 
@@ -65,20 +67,44 @@ def look(host: Host, wish: Wish) -> list[Removal]:
         busy = {lab for lab in {*map(_lab, waste)} - {""} if not _idle(host, lab)}
         waste = [item for item in waste if _lab(item) not in busy]
         versions, old, used = _old(host, store, wish)
+        staying = used.union(*(version_volumes(item) for item in versions if item not in old))
+        states = _fallen(host, old, staying)
         names = host.pool.names()
         lost = dict.fromkeys(item.name for item in waste)
         where = places.find(host.pool, dict.fromkeys([*names, *lost]))
-    going = [*([name] for name in lost), *(version_volumes(item).difference(lost) for item in old)]
-    kept = [version_volumes(item) for item in versions if item not in old]
-    staying = {*names}.difference(*going).union(used, *kept).difference(lost)
+    parts = [version_volumes(item).union(*states[item.ref]).difference(lost) for item in old]
+    going = [*([name] for name in lost), *parts]
+    staying = staying.union(set(names).difference(*going)).difference(lost)
     sizes = iter(extents.freed([where.of(part) for part in going], where.of(staying)))
     return [
         *(Removal(item.kind, item.name, next(sizes), item.why) for item in waste),
-        *(Removal(VERSION, str(item.ref), next(sizes), _why(item)) for item in old),
+        *(
+            Removal(VERSION, str(item.ref), next(sizes), _why(item, len(states[item.ref])))
+            for item in old
+        ),
     ]
 
 
-def _lab(item: Orphan | Removal) -> str:
+def _fallen(
+    host: Host, old: Iterable[Version], staying: Collection[str]
+) -> dict[Ref, list[frozenset[str]]]:
+    """What of each warm state goes with versions that go, as it is of no use without them."""
+    vms = host.vms()
+    states = Shelf.of(host.pool).kept(vms)
+    below = {
+        state.manifest: {base_volume(digest) for digest in (state.digest, *state.parents)}
+        for state in states
+    }
+    lost = [state for state in states if not below[state.manifest] <= set(staying)]
+    in_use = {name for vm in vms for record in (vm.record, vm.running) for name in volumes(record)}
+    held = in_use.union(*(state.volumes for state in states if state not in lost))
+    return {
+        item.ref: [x.volumes - held for x in lost if below[x.manifest].intersection(bases(item))]
+        for item in old
+    }
+
+
+def _lab(item: Orphan) -> str:
     """The lab that something left over is of, or an empty string."""
     if item.kind != "volume" or item.name.startswith((BASE, MANIFEST)):
         return ""
@@ -101,9 +127,10 @@ def _locked(stack: ExitStack, host: Host, lab: str) -> bool:
     return True
 
 
-def _why(version: Version) -> str:
+def _why(version: Version, states: int) -> str:
     again = "can" if _rebuildable(version) else "cannot"
-    return f"old, and nobody uses it; {version.origin.kind}: {again} be built again"
+    text = f"old, and nobody uses it; {version.origin.kind}: {again} be built again"
+    return f"{text}; warm states on it: {states}" if states else text
 
 
 def remove(host: Host, wish: Wish, shown: Iterable[Removal]) -> list[Removal]:
@@ -123,10 +150,7 @@ def remove(host: Host, wish: Wish, shown: Iterable[Removal]) -> list[Removal]:
         PoclabError: something cannot be deleted.
     """
     lines = list(shown)
-    for lab in sorted({_lab(item) for item in lines} - {""}):
-        with ExitStack() as stack:
-            if _locked(stack, host, lab):
-                LabHost(host, lab).sweep()
+    _clear(host)
     refs = {item.name for item in lines if item.kind == VERSION}
     store = Store(host.pool, host.uri)
     if refs:
@@ -135,11 +159,23 @@ def remove(host: Host, wish: Wish, shown: Iterable[Removal]) -> list[Removal]:
             for version in old:
                 if str(version.ref) in refs:
                     store.remove(version.ref, used)
-    collect(host)
+        _clear(host)
     host.settle()
     left = {str(item.ref) for item in store.versions()}
     left.update(host.pool.names(), host.pool.leftovers(), host.pool.moves().values())
     return [item for item in lines if item.name not in left]
+
+
+def _clear(host: Host) -> None:
+    """Remove all garbage, that of labs which somebody is at aside.
+
+    Bases first: what is left of a warm state counts as one as long as its base is there.
+    """
+    collect(host)
+    for lab in sorted({_lab(item) for item in orphans(host)} - {""}):
+        with ExitStack() as stack:
+            if _locked(stack, host, lab):
+                LabHost(host, lab).sweep()
 
 
 # --- which versions -----------------------------------------------------------------------

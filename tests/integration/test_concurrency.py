@@ -143,6 +143,26 @@ def test_imports_of_one_name(host: Host) -> None:
     assert labs.leftovers(host) == []
 
 
+def test_gc_takes_nothing_from_anybody(host: Host) -> None:
+    file = labs.lab_file(host, "tidy", Vm("a", kept=True))
+    lab = [("up", file), ("reset", "tidy/a", "--to", "v2"), ("down", "tidy", "--yes")]
+    for number, command in enumerate(lab):
+        disk = str(labs.disk_file(host, f"fresh-{number}.raw"))
+        add = ("image", "import", f"fresh:v{number}", disk, "--profile", "legacy")
+        done = at_once(host, command, ("gc",), add, ("gc", "--keep", "1"))
+        if labs.robbed(done[0]):
+            host.poclab(*command)
+            done = done[1:]
+        for item in done:
+            assert item.returncode == 0, item.stderr
+        whole(host)
+    refs = [f"fresh:v{number}" for number in range(len(lab))]
+    listed = host.poclab("image", "ls", "-o", "name").stdout.split()
+    assert {*refs, "tiny:v1", "tiny:v2"} <= {*listed}
+    host.poclab("down", "tidy", "--yes", "--volumes")
+    host.poclab("image", "rm", "--yes", *refs)
+
+
 def test_what_is_not_poclabs_survives(host: Host) -> None:
     directory = labs.look(host)["directory"]
     foreign = f"{directory}/theirs.qcow2"

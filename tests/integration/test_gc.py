@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from poclab import warmstate
 from poclab.manifest import decode, encode, manifest_volume
-from poclab.model import Origin, Ref
+from poclab.model import Frozen, Origin, Ref
+from poclab.warmstate import WarmState
 from tests.support import filesystems, hosts, labs
 from tests.support.hosts import Host
 from tests.support.labs import MIB, Vm
@@ -72,6 +74,7 @@ class World:
         for name in self.garbage:
             self._write(name)
         self._write("tmp.4194305.x/disk")
+        self.state = self._warm("old")
         self._saved = str(host.scratch / "saved")
         host.run("cp", "-a", str(self._pool), self._saved)
 
@@ -83,6 +86,19 @@ class World:
         path = self._pool / name
         script = 'mkdir -p "$(dirname "$1")" && head -c 100000 /dev/urandom >"$1"'
         self.host.run("sh", "-c", script, "sh", str(path))
+
+    def _warm(self, tag: str) -> set[str]:
+        """Write a warm state of a version, with no memory in it; its volumes."""
+        disk = Frozen("", "overlay.calm.a.eeeeeeee.qcow2")
+        version = decode((self._pool / manifest_volume(Ref("tiny", tag))).read_bytes())
+        state = WarmState(
+            "calm", "a", "eeeeeeee", version.ref, version.digest, (), {}, (disk,), "",
+            "2026-01-01T00:00:00Z", complete=True,
+        )  # fmt: skip
+        for name in (disk.volume, state.memory):
+            self._write(name)
+        (self._pool / state.manifest).write_bytes(warmstate.encode(state))
+        return set(state.volumes)
 
     def restore(self) -> None:
         """Put back what was removed; the running VM's disks were not."""
@@ -131,7 +147,9 @@ def test_garbage_alone_goes_unless_more_is_asked_for(world: World) -> None:
     assert old(world.host, "--keep", "9", "--precious") == []
     found = removals(world.host, "--keep", "1", "--precious")
     assert all(item["frees"] > 4096 for item in found)
-    assert "cannot be built again" in found[-1]["why"]
+    # What was kept for resets to it is of no use without it.
+    assert found[-1]["why"].endswith("cannot be built again; warm states on it: 1")
+    assert found[-1]["frees"] > 200_000
     assert world.files() == before
     done = world.host.poclab("gc")
     assert "freed " in done.stderr
@@ -184,6 +202,7 @@ def test_stopped_anywhere_the_next_one_goes_on(world: World, how: str, every: in
     whole = world.host.count_steps(ALL)
     assert whole.result.returncode == 0, whole.result.stderr
     final = world.files()
+    assert not world.state & final
     assert world.versions() == KEPT
     steps = whole.steps
     assert steps.index("remove manifest") < steps.index("remove base")
