@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from poclab import config, credentials, events, inactive, lock, probe
+from poclab.disk import is_blank
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases, now
 from poclab.model import Frozen, ObservedVm, VmRecord
@@ -32,6 +34,7 @@ from poclab.virt.design import (
 )
 from poclab.virt.guest import Guest
 from poclab.virt.host import Host
+from poclab.virt.pool import LocalPool
 from poclab.virt.xml import DomainSpec, domain_xml, network_xml
 from poclab.warmstate import Shelf
 
@@ -145,6 +148,14 @@ class LabHost:
             if pool.capacity(volume) < disk.size:
                 events.step("grow data disk", vm=record.name, disk=disk.name)
                 pool.grow(volume, disk.size)
+
+    def untouched(self, record: VmRecord) -> bool:
+        """Whether nothing was ever written to a VM's disks, as far as can be seen; it is off."""
+        pool = self.host.pool
+        if not isinstance(pool, LocalPool):
+            return False
+        volumes = (record.overlay, *(data_volume(record, disk) for disk in record.disks))
+        return all(is_blank(Path(pool.path(name))) for name in volumes)
 
     def sweep(self) -> None:
         """Delete system disks and passing data disks of this lab that no VM stands on."""

@@ -140,7 +140,7 @@ class _Work:
     def _start(self, path: str) -> None:
         record = self._records[path]
         lab = self._labs[record.lab]
-        started = start.begin(lab, record)
+        started = start.begin(lab, record, new=True)
         if self._wait:
             keep = record.warm if self._warm is None else self._warm
             self._seconds[path] = start.settle(lab, started, keep=keep)

@@ -25,19 +25,25 @@ class Started:
     first: bool = False
 
 
-def begin(lab: LabHost, record: VmRecord) -> Started:
+def begin(lab: LabHost, record: VmRecord, *, new: bool) -> Started:
     """Start a VM: on new disks over those of a warm state from that, else by booting.
+
+    Args:
+        lab: its lab.
+        record: the VM.
+        new: its disks were made a moment ago; a VM that an interrupted command left is looked at,
+            since memory must not be restored onto disks that it ran on.
 
     Raises:
         PoclabError: it does not start.
     """
-    first = record.fresh
-    if first and record.frozen:
+    if record.fresh and record.frozen and (new or lab.untouched(record)):
         if warm.restore(lab, record):
-            return Started(replace(record, fresh=False), warm=True)
+            return Started(replace(record, fresh=False), warm=True, first=True)
         record = _cold(lab, record)
     lab.start(record)
-    return Started(record, first=first)
+    first = record.fresh and not record.frozen
+    return Started(replace(record, fresh=False), first=first)
 
 
 def _cold(lab: LabHost, record: VmRecord) -> VmRecord:

@@ -92,6 +92,7 @@ class _Applier:
         self._warm = keep_warm
         self._records: dict[str, VmRecord] = {}
         self._to_start: set[str] = set()
+        self._new: set[str] = set()
         self._failed: dict[str, Exception] = {}
         self._ready: dict[str, float] = {}
         self._taken: set[int] = set()  # ports that were free when they were chosen
@@ -169,6 +170,7 @@ class _Applier:
         if action.verb in (Verb.CREATE, Verb.RESET):
             over = warm.find(self._at, record, found) if self._warm is not False else ()
             record = self._at.put_on_new_disk(record, found, over)
+            self._new.add(record.name)
         elif action.verb in (Verb.CHANGE, Verb.START) and found:
             if found.active:
                 self._host.guest(record).shut_down(SHUTDOWN_PATIENCE)
@@ -206,21 +208,21 @@ class _Applier:
             if readiness.glance(self._host, record) is False:
                 self._ready[name] = readiness.wait(self._host, record, self._at.files)
             return
-        started = self._start_guest(record)
+        started = self._start_guest(record, new=name in self._new)
         keep = record.warm if self._warm is None else self._warm
         self._ready[name] = start.settle(self._at, started, keep=keep)
 
-    def _start_guest(self, record: VmRecord) -> start.Started:
+    def _start_guest(self, record: VmRecord, *, new: bool) -> start.Started:
         """Start a VM, if need be with another port where poclab chose it and a program took it."""
         asked = {forward.host for vm in self._lab.vms for forward in vm.ports}
         for _ in range(_PORT_ATTEMPTS):
             try:
-                return start.begin(self._at, record)
+                return start.begin(self._at, record, new=new)
             except PortTakenError as error:
                 if error.port in asked:
                     raise
                 record = self._other_port(record, error.port)
-        return start.begin(self._at, record)
+        return start.begin(self._at, record, new=new)
 
     def _other_port(self, record: VmRecord, taken: int) -> VmRecord:
         vm = next(vm for vm in self._lab.vms if vm.name == record.name)

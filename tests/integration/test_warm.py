@@ -122,8 +122,12 @@ def test_each_version_has_a_state_and_a_system_disk_of_its_own(host: Host) -> No
         assert (boot(host) == second) == (tag == "v2")
 
 
-def test_after_a_start_by_hand_it_is_an_ordinary_vm(host: Host) -> None:
-    """Memory is restored onto disks that nothing was written to, and onto no others."""
+@pytest.mark.parametrize("begun", ["kept", "restored"])
+def test_memory_is_not_restored_onto_disks_that_were_run_on(host: Host, begun: str) -> None:
+    if begun == "kept":
+        host.poclab("warm", "drop", WEB, "--to", "v1")
+    done = host.poclab("reset", WEB, "--to", "v1")
+    assert ("its memory is kept" in done.stderr) == (begun == "kept")
     mark_disks(host, "kept")
     first = boot(host)
     host.virsh("destroy", "acme.web")
