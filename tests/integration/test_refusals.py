@@ -147,6 +147,9 @@ REFUSALS = [
     Refusal("image verify think", "there is no image think; did you mean thing?"),
     Refusal("image iso thing:v9 -o x.iso", "thing:v9 is not there"),
     Refusal("image iso thing:v1 -o x.iso", "thing:v1"),
+    Refusal("gc --precious", "--precious alone removes nothing", 2),
+    Refusal("gc --keep 0 --yes", "--keep", 2),
+    Refusal("gc --keep many --yes", "--keep", 2),
     Refusal("commit busy/a --as thing:v1", "thing:v1 exists already"),
     Refusal("commit busy/a --as thing:v1 --flatten", "thing:v1 exists already"),
     Refusal("commit busy/z --as new:v1", "busy/z"),
@@ -168,7 +171,7 @@ def first_of(commands: Sequence[str], text: str) -> str:
     return next(each for each in commands if text.startswith(f"{each} "))
 
 
-COMMANDS = ("image import", "image rm", "image tag", "image build", "commit", "image")
+COMMANDS = ("image import", "image rm", "image tag", "image build", "commit", "gc", "image")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -218,7 +221,12 @@ def cut(path: Path) -> Path:
     return path
 
 
-SECRET = ("--object", "secret,id=s,data=s", "-o", "encrypt.format=luks,encrypt.key-secret=s")
+SECRET = (
+    "--object",
+    "secret,id=s,data=s",
+    "-o",
+    "encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=s",
+)
 OTHERS: list[tuple[str, Callable[[Path], Path]]] = [
     ("qcow2 backing", qcow2("-u", "-b", "/etc/shadow", "-F", "raw")),
     (
