@@ -44,7 +44,7 @@ def _check_sudo(builder: str) -> None:
         raise PoclabError(
             f"{builder} needs root, and sudo does not give it",
             why=result.last_line,
-            fix="run poclab as root; a disk can also be made by builder: direct, which needs no root",
+            fix="run poclab as root; builder: direct needs no root, and makes disks alone",
         )
 
 
