@@ -169,7 +169,7 @@ def _leftovers(host: Host) -> Check:
 
     count = len(orphans(host))
     if count:
-        help_ = f"{count} of interrupted commands: `poclab doctor --orphans` lists them"
+        help_ = f"{count} of interrupted commands: `poclab gc` removes them"
         return Check("leftovers", "note", help_)
     return Check("leftovers", "ok", "none")
 
