@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -195,6 +196,7 @@ def _convert(
         )
         events.step("digest", file=str(source.file))
         made = stack.enter_context(digest.computing(target, digest.Wanted("sha256")))
+        _write_through(target)
         results = running.results()
         if _identity(source.file) != before:
             raise PoclabError(
@@ -206,6 +208,12 @@ def _convert(
         _compare_members(source, results)
         disk.check(target)
         return found, f"sha256:{made.results()[0]}"
+
+
+def _write_through(file: Path) -> None:
+    """Have a file on the disk; the pool does so at last, here it goes on beside the digests."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _compare_members(source: _Source, results: list[str]) -> None:
