@@ -5,6 +5,9 @@
 BIN := .venv/bin
 # Where the demo runs: qemu:///session unless said otherwise.
 CONNECT ?=
+# The tests mostly wait for guests, so two workers take little more than half the time of one.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --no-loadscope-reorder
 # More arguments for pytest, e.g. make unit PYTEST="-x -k store"
 PYTEST ?=
 SCRIPTS := .ci/setup .ci/run .ci/demo tests/support/system-host tests/support/debian_guest/build \
@@ -24,7 +27,7 @@ demo: ## Build three versions, bring a lab up, reset it, take it down (CONNECT=U
 test: ## All checks: lint, format, types, unit and integration tests
 	@.ci/setup test
 	@$(MAKE) --no-print-directory lint types
-	$(BIN)/pytest --durations=10 $(PYTEST)
+	$(BIN)/pytest $(PARALLEL) --durations=20 $(PYTEST)
 
 lint: ## Check style and format
 	$(BIN)/ruff check .
@@ -40,10 +43,10 @@ format: ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 
 unit: ## Tests without a host: seconds
-	$(BIN)/pytest tests/unit $(PYTEST)
+	$(BIN)/pytest tests/unit $(PARALLEL) $(PYTEST)
 
 integration: ## Tests on real libvirt hosts: minutes
-	$(BIN)/pytest tests/integration --durations=10 $(PYTEST)
+	$(BIN)/pytest tests/integration $(PARALLEL) --durations=20 $(PYTEST)
 
 bench: ## Measure, and compare with the same done by hand
 	$(BIN)/python -m bench

@@ -1,11 +1,15 @@
-"""Fixtures: real libvirt hosts (see tests/support/hosts.py)."""
+"""Fixtures: real libvirt hosts (see tests/support/hosts.py); and who runs beside whom."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import hosts
 from tests.support.hosts import Host
@@ -13,6 +17,38 @@ from tests.support.hosts import Host
 # How long a busy machine takes over an example says nothing about the code.
 settings.register_profile("poclab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("poclab")
+
+# Modules that use root's podman, of which a machine has one.
+_ROOT_PODMAN = (
+    "test_lab_system",
+    "test_bib_standin",
+    "test_builder_standins",
+    "test_direct_build",
+    "test_image_stops",
+    "test_iso",
+)
+# What takes longest, so that with several workers none is left with one of these at the end.
+_LONGEST = (*_ROOT_PODMAN, "test_stops", "test_live_commit", "test_commit", "test_full_disk")
+
+
+class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+    """Has a module's tests in one worker, since they share a host (pytest-xdist)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = Path(nodeid.partition("::")[0]).stem
+        return "podman" if module in _ROOT_PODMAN else module
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
+    """Say which tests go to which worker."""
+    return ByModule(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest in front where there are several workers."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_image_builder_in_its_container_and_what_is_built_already(world: World) 
         times.append(time.monotonic() - begin)
         assert again == version
         assert notes(seen) == [f"{image.name}:v1 is already built"]
-    assert min(times) < 1, times
+    assert min(times) < 5, times  # nothing was built
     twin, seen = world.build(image, "v2")
     assert twin.digest == version.digest
     assert notes(seen) == [f"{image.name}:v2 is already built: it is the same as {image.name}:v1"]

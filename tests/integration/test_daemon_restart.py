@@ -82,7 +82,7 @@ def test_while_up_waits_for_a_guest(host: Host) -> None:
     ready = "ready: {ssh: true, timeout: 20}"
     file = labs.lab_file(host, "wait", Vm("a", more=ready))
     running = host.popen_poclab("up", file)
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while "wait.a" not in host.virsh("list", "--name") and time.monotonic() < limit:
         time.sleep(0.1)
     time.sleep(0.5)

@@ -63,5 +63,5 @@ def test_two_builds_of_one_version(host: Host, container: str) -> None:
         begin = time.monotonic()
         assert "twice:v1 is already built" in host.poclab(*command).stderr
         times.append(time.monotonic() - begin)
-    assert min(times) < 1, times
+    assert min(times) < 5, times  # nothing was built
     assert labs.leftovers(host) == []

@@ -26,6 +26,7 @@ def quick(host: Host) -> Host:
 def host() -> Iterator[Host]:
     with hosts.session() as found:
         labs.store(quick(found), "tiny:v1")
+        quick(found).poclab("image", "protect", "tiny:v1")
         yield quick(found)
 
 
@@ -214,6 +215,7 @@ def test_killed_anywhere_the_next_command_puts_it_right(lab: OneLab) -> None:
             lab.off("a")
         else:
             content = write(lab, 2 * number + 2, "1280k")
+        lab.host.poclab("gc", "--keep", "1", "--precious", "--yes")  # takes nothing that it needs
         lab.up()
         is_whole(lab, lab.history("a")[-1][1], content)
     assert lab.plan() == []

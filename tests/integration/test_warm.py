@@ -171,6 +171,9 @@ def test_a_state_that_fails_is_a_boot_on_a_clean_disk(host: Host) -> None:
 def test_a_version_of_a_vm_on_a_warm_state_holds_all_of_its_disk(host: Host) -> None:
     assert "from its warm state" in host.poclab("reset", WEB).stderr
     mark_disks(host, "mine")
+    first = boot(host)
+    host.poclab("commit", WEB, "--as", "shop:live", "--no-quiesce")
+    assert boot(host) == first
     host.poclab("commit", WEB, "--as", "shop:mine", "--shutdown", "--yes")
     assert "mine" in marks(host)
     before = [row["created"] for row in states(host)]
@@ -179,7 +182,7 @@ def test_a_version_of_a_vm_on_a_warm_state_holds_all_of_its_disk(host: Host) -> 
     assert shop.ssh(host, WEB, "cat /root/mark") == "mine\n"
     assert [row["created"] for row in states(host)] == before
     assert "from its warm state" in host.poclab("reset", WEB, "--to", "v1").stderr
-    host.poclab("image", "rm", "shop:mine")
+    host.poclab("image", "rm", "shop:mine", "shop:live")
 
 
 def test_dropped_states_are_gone_and_the_vm_runs_on(host: Host) -> None:

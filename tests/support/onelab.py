@@ -16,7 +16,9 @@ from typing import Any
 from tests.support import labs
 from tests.support.hosts import Completed, Host
 
-_numbers = itertools.count(1)
+# Another thousand for each worker of pytest-xdist: the segments between guests of two sessions of
+# one user are kept apart by the lab's name.
+_numbers = itertools.count(1 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 
 
 @dataclass(frozen=True)
