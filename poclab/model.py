@@ -247,6 +247,8 @@ class HistoryEntry:
         version: the version it ran from then on.
         digest: that version's digest.
         by: who did it.
+        start: "warm" or "cold", how it then became ready; empty where that was not waited for.
+        seconds: how long that took.
     """
 
     time: str
@@ -254,6 +256,8 @@ class HistoryEntry:
     version: Ref
     digest: str
     by: str
+    start: str = ""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def short_digest(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
-def seconds(value: int | None) -> str:
+def seconds(value: float | None) -> str:
     """A duration, or a dash."""
     return "-" if value is None else format_seconds(value)
 
@@ -96,6 +96,8 @@ HISTORY = (
     Column("VERSION", "version"),
     Column("DIGEST", "digest", short_digest),
     Column("BY", "by"),
+    Column("START", "start"),
+    Column("READY AFTER", "seconds", seconds),
 )
 WARM = (
     Column("LAB", "lab"),

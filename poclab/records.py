@@ -34,6 +34,22 @@ def entry(record: VmRecord, action: str, stamp: Stamp) -> HistoryEntry:
     return HistoryEntry(stamp.time, action, record.version, record.digest, stamp.by)
 
 
+def became_ready(record: VmRecord, start: str, seconds: float) -> VmRecord:
+    """The record whose latest entry says how and when the VM became ready, to a tenth."""
+    if not record.history:
+        return record
+    *before, last = record.history
+    noted = replace(last, start=start, seconds=round(seconds, 1))
+    return replace(record, history=(*before, noted))
+
+
+def previous(record: VmRecord) -> HistoryEntry | None:
+    """The latest entry of another version than the one a VM is on now, None without one."""
+    now = (record.version, record.digest)
+    others = (item for item in reversed(record.history) if (item.version, item.digest) != now)
+    return next(others, None)
+
+
 def hardware(record: VmRecord) -> tuple[object, ...]:
     """The part of a record that a running guest does not take over before it starts anew."""
     disks = tuple((data_volume(record, disk), disk.size) for disk in record.disks)

@@ -7,7 +7,7 @@ then the old disk goes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from poclab.find import find_vm
 from poclab.labhost import LabHost
 from poclab.model import ObservedVm, Ref, Version, VmRecord
 from poclab.names import check_tag
-from poclab.records import remade
+from poclab.records import previous, remade
 from poclab.schedule import SkippedError, run_in_order
 from poclab.store import Store
 from poclab.virt.host import Host
@@ -40,11 +40,15 @@ class Reset:
     error: PoclabError | None = None
 
 
+Choice = Callable[[VmRecord], Ref]
+
+
 def reset(
     host: Host,
     targets: Sequence[ObservedVm],
-    to: str | None = None,
+    choose: Choice,
     *,
+    action: str = "reset",
     wait: bool = True,
     keep_warm: bool | None = None,
 ) -> list[Reset]:
@@ -53,7 +57,8 @@ def reset(
     Args:
         host: the host.
         targets: the VMs.
-        to: the tag of their image to go to, or None for the version each runs.
+        choose: the version that a VM is to run; see `tagged`.
+        action: what their histories call it.
         wait: wait until they are ready.
         keep_warm: keep their memory when they are ready, or neither keep nor restore any; None
             for what the lab file says of each.
@@ -61,15 +66,50 @@ def reset(
     Raises:
         PoclabError: a version is not there; then nothing was touched.
     """
-    if to is not None:
-        check_tag(to)
     labs = sorted({vm.record.lab for vm in targets})
     with ExitStack() as held:
         for lab in labs:
             held.enter_context(lock.hold(lab, uri=host.uri, doing=f"poclab reset in {lab}"))
             warm.mend(LabHost(host, lab))
         again = [_again(host, vm) for vm in targets]
-        return _Work(host, again, to, wait=wait, keep_warm=keep_warm).run()
+        return _Work(host, again, choose, action, wait=wait, keep_warm=keep_warm).run()
+
+
+def tagged(tag: str | None) -> Choice:
+    """Choose the version of each VM's image that has a tag, or without one that it runs.
+
+    Raises:
+        UsageError: the text is no tag.
+    """
+    if tag is not None:
+        check_tag(tag)
+    return lambda record: Ref(record.version.image, tag or record.version.tag)
+
+
+def rollback(
+    host: Host, target: ObservedVm, *, wait: bool = True, keep_warm: bool | None = None
+) -> list[Reset]:
+    """Put a VM on a clean disk of the version that it ran before the one it runs.
+
+    Raises:
+        PoclabError: it ran no other, or that version is not there any more.
+    """
+    path, back = target.record.path, previous(target.record)
+    if back is None:
+        raise PoclabError(
+            f"there is nothing to roll {path} back to",
+            why=f"it ran no other version than {target.record.version}",
+            fix=f"`poclab reset {path}` gives it a clean disk",
+        )
+    found = Store(host.pool, host.uri).get(back.version)
+    if found.digest != back.digest:
+        raise PoclabError(
+            f"{back.version} is not what {path} ran before",
+            why=f"it was removed, and made anew {found.created}",
+            fix=f"if that one is meant: poclab reset {path} --to {back.version.tag}",
+        )
+    choose: Choice = lambda _record: back.version  # noqa: E731 - a name for its type
+    return reset(host, [target], choose, action="rollback", wait=wait, keep_warm=keep_warm)
 
 
 def _again(host: Host, vm: ObservedVm) -> ObservedVm:
@@ -82,14 +122,16 @@ class _Work:
         self,
         host: Host,
         targets: Sequence[ObservedVm],
-        to: str | None,
+        choose: Choice,
+        action: str,
         *,
         wait: bool,
         keep_warm: bool | None,
     ) -> None:
         self._host = host
         self._targets = {vm.record.path: vm for vm in targets}
-        self._to = to
+        self._choose = choose
+        self._action = action
         self._wait = wait
         self._warm = keep_warm
         self._labs = {vm.record.lab: LabHost(host, vm.record.lab) for vm in targets}
@@ -112,10 +154,7 @@ class _Work:
 
     def _checked(self, store: Store) -> Mapping[str, Version]:
         """The version of every target; all of them, before anything is touched."""
-        return {
-            path: store.get(Ref(vm.record.version.image, self._to or vm.record.version.tag))
-            for path, vm in self._targets.items()
-        }
+        return {path: store.get(self._choose(vm.record)) for path, vm in self._targets.items()}
 
     def _target(self, path: str, version: Version) -> VmRecord:
         record = self._targets[path].record
@@ -126,7 +165,7 @@ class _Work:
             parents=version.parents,
             profile=version.profile,
         )
-        return remade(moved, "reset", self._labs[record.lab].stamp())
+        return remade(moved, self._action, self._labs[record.lab].stamp())
 
     def _put(self, record: VmRecord) -> None:
         lab, before = self._labs[record.lab], self._targets[record.path]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from poclab import events, readiness, warm
 from poclab.labhost import LabHost
 from poclab.model import VmRecord
+from poclab.records import became_ready
 from poclab.units import format_seconds
 
 
@@ -72,6 +73,9 @@ def settle(lab: LabHost, started: Started, *, keep: bool) -> float:
     """
     record = started.record
     seconds = readiness.wait(lab.host, record, lab.files)
+    if record.ready and started.first:
+        record = became_ready(record, "warm" if started.warm else "cold", seconds)
+        lab.host.guest(record).set_record(record)
     if record.ready:
         how = ", from its warm state" if started.warm else ""
         events.note(f"{record.name}: ready after {format_seconds(seconds)}{how}")

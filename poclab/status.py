@@ -167,6 +167,8 @@ class HistoryRow:
     version: str
     digest: str
     by: str
+    start: str
+    seconds: float | None
 
 
 def history_rows(vm: ObservedVm) -> list[HistoryRow]:
@@ -181,6 +183,8 @@ def history_rows(vm: ObservedVm) -> list[HistoryRow]:
             str(entry.version),
             entry.digest,
             entry.by,
+            entry.start,
+            entry.seconds,
         )
         for entry in record.history
     ]

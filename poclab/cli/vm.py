@@ -1,8 +1,8 @@
-"""Commands about VMs: reset, history, ssh."""
+"""Commands about VMs: reset, rollback, history, ssh."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,10 @@ from poclab.names import plain
 from poclab.output import Format
 from poclab.units import format_size
 
+if TYPE_CHECKING:
+    from poclab.reset import Reset
+    from poclab.virt.host import Host
+
 VmArgument = Annotated[
     str,
     typer.Argument(metavar="VM", help="VM or LAB/VM.", autocompletion=context.complete_vm),
@@ -24,6 +28,7 @@ VmArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(reset)
+    app.command()(rollback)
     app.command()(commit)
     app.command()(history)
     app.command(context_settings={"ignore_unknown_options": True})(ssh)
@@ -57,7 +62,7 @@ def reset(
     """Put VMs on a clean disk of a version; data disks with keep: true stay."""
     from poclab.find import find_lab, find_vm
     from poclab.reset import reset as put
-    from poclab.status import status as rows
+    from poclab.reset import tagged
 
     if every == bool(vms):
         raise UsageError("name VMs, or a lab with --lab LAB --all")
@@ -72,11 +77,33 @@ def reset(
             targets = list(
                 {vm.uuid: vm for name in names for vm in [find_vm(found, name, lab)]}.values()
             )
-        results = put(host, targets, to, wait=wait, keep_warm=warm)
-        labs = frozenset(vm.record.lab for vm in targets)
-        paths = {item.path for item in results}
-        shown = [row for row in rows(host, labs) if f"{row.lab}/{row.vm}" in paths] if wait else []
-    if shown and not context.options().quiet:
+        results = put(host, targets, tagged(to), wait=wait, keep_warm=warm)
+        _show(host, results, form if wait else None)
+
+
+def rollback(
+    vm: VmArgument,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is ready.")] = True,
+    warm: WarmOption = None,
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """Put a VM on a clean disk of the version that it ran before."""
+    from poclab.find import find_vm
+    from poclab.reset import rollback as put_back
+
+    with context.host() as host:
+        results = put_back(host, find_vm(host.vms(), vm), wait=wait, keep_warm=warm)
+        _show(host, results, form if wait else None)
+
+
+def _show(host: Host, results: list[Reset], form: Format | None) -> None:
+    """Print the status of VMs that were reset, if in a form, and raise what went wrong."""
+    from poclab.status import status as rows
+
+    paths = {item.path for item in results}
+    if form is not None and not context.options().quiet:
+        labs = frozenset(path.partition("/")[0] for path in paths)
+        shown = [row for row in rows(host, labs) if f"{row.lab}/{row.vm}" in paths]
         output.listing(shown, output.STATUS, form, lambda row: f"{row.lab}/{row.vm}")
     errors = [item.error for item in results if item.error]
     for error in errors[:-1]:

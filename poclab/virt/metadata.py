@@ -97,6 +97,8 @@ def vm_element(record: VmRecord) -> Element:
             tag=entry.version.tag,
             digest=entry.digest,
             by=entry.by,
+            start=entry.start or None,
+            seconds=None if entry.seconds is None else f"{entry.seconds:.1f}",
         )
     return root
 
@@ -259,4 +261,6 @@ def _event(element: Element) -> HistoryEntry:
         _ref(element),
         element.attrib["digest"],
         element.attrib["by"],
+        element.get("start", ""),
+        float(element.attrib["seconds"]) if "seconds" in element.attrib else None,
     )

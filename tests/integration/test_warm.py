@@ -122,6 +122,21 @@ def test_each_version_has_a_state_and_a_system_disk_of_its_own(host: Host) -> No
         assert (boot(host) == second) == (tag == "v2")
 
 
+def test_rollback_goes_to_what_ran_before_and_history_says_how(host: Host) -> None:
+    before = running(host)
+    other = {"shop:v1": "shop:v2", "shop:v2": "shop:v1"}[before]
+    for version in (other, before):
+        assert "from its warm state" in host.poclab("rollback", WEB).stderr
+        assert running(host) == version
+    rows = json.loads(host.poclab("history", WEB, "-o", "json").stdout)
+    assert [(row["action"], row["version"], row["start"]) for row in rows[-2:]] == [
+        ("rollback", other, "warm"),
+        ("rollback", before, "warm"),
+    ]
+    assert (rows[0]["action"], rows[0]["start"]) == ("create", "cold")
+    assert 0 < rows[-1]["seconds"] < rows[0]["seconds"]
+
+
 @pytest.mark.parametrize("begun", ["kept", "restored"])
 def test_memory_is_not_restored_onto_disks_that_were_run_on(host: Host, begun: str) -> None:
     if begun == "kept":

@@ -109,7 +109,14 @@ def records(draw: st.DrawFn, /, **given: Any) -> VmRecord:
     )
     events = st.lists(
         st.builds(
-            HistoryEntry, st.just("2026-01-01T00:00:00Z"), st.just("reset"), refs, digests, texts
+            HistoryEntry,
+            st.just("2026-01-01T00:00:00Z"),
+            st.just("reset"),
+            refs,
+            digests,
+            texts,
+            st.sampled_from(["", "warm", "cold"]),
+            st.none() | st.integers(0, 9999).map(lambda tenths: tenths / 10),
         ),
         max_size=4,
     )

@@ -90,9 +90,9 @@ def test_no_rows_are_no_data(
             "name tag digest created origin size unique used_by protected",
         ),
         (
-            HistoryRow("t", "l", "v", "reset", "a:1", "sha256:ab", "me"),
+            HistoryRow("t", "l", "v", "reset", "a:1", "sha256:ab", "me", "warm", 0.9),
             output.HISTORY,
-            "time lab vm action version digest by",
+            "time lab vm action version digest by start seconds",
         ),
     ],
     ids=["status", "image ls", "history"],

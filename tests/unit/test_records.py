@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from poclab.model import Foreign, ObservedVm, Profile, Ref, VmRecord
 from poclab.records import (
+    became_ready,
     borrowed,
     differences,
     entry,
     garbage,
     hardware,
+    previous,
     record_differences,
     remade,
     volumes,
@@ -35,6 +37,18 @@ def test_a_remade_record_waits_for_a_disk_and_has_a_longer_history() -> None:
     assert after.history[-1] == entry(before, "reset", STAMP)
     assert (after.history[-1].version, after.history[-1].digest) == (before.version, before.digest)
     assert (after.history[-1].time, after.history[-1].by) == (STAMP.time, STAMP.by)
+
+
+def test_what_ran_before_is_the_latest_other_version() -> None:
+    one = make.record(image="shop:v1")
+    assert previous(one) is None
+    two = remade(make.record(image="shop:v2", history=one.history), "reset", STAMP)
+    again = remade(two, "reset", STAMP)
+    assert previous(again) == one.history[-1]
+    noted = became_ready(again, "cold", 7.94)
+    assert noted.history[:-1] == again.history[:-1]
+    assert (noted.history[-1].start, noted.history[-1].seconds) == ("cold", 7.9)
+    assert previous(noted) == one.history[-1]
 
 
 def test_a_vm_stands_on_its_overlay_and_its_data_disks() -> None:
