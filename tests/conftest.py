@@ -28,7 +28,15 @@ _ROOT_PODMAN = (
     "test_iso",
 )
 # What takes longest, so that with several workers none is left with one of these at the end.
-_LONGEST = (*_ROOT_PODMAN, "test_stops", "test_live_commit", "test_commit", "test_full_disk")
+_LONGEST = (
+    *_ROOT_PODMAN,
+    "test_stops",
+    "test_live_commit",
+    "test_warm",
+    "test_debian",
+    "test_commit",
+    "test_full_disk",
+)
 
 
 class ByModule(LoadScopeScheduling):  # type: ignore[misc]

@@ -136,8 +136,9 @@ def test_history_is_in_the_domain_and_tells_who(lab: OneLab) -> None:
     lab.reset("a", "--to", "v2")
     rows = json.loads(lab.host.poclab("history", f"{lab.name}/a", "-o", "json").stdout)
     assert [list(row) for row in rows] == [
-        ["time", "lab", "vm", "action", "version", "digest", "by"]
+        ["time", "lab", "vm", "action", "version", "digest", "by", "start", "seconds"]
     ] * 2
+    assert [(row["start"], row["seconds"]) for row in rows] == [("", None)] * 2  # no `ready`
     assert {row["by"] for row in rows} == {lab.host.account.name}
     assert rows[1]["digest"] == lab.status()["a"]["tag_digest"]
     xml = lab.host.virsh("metadata", lab.domain("a"), "https://poclab.dev/xmlns/1")

@@ -192,7 +192,11 @@ def test_a_member_cannot_write_the_pool_and_needs_no_root(both: tuple[Host, Host
     assert member.run("test", "-w", directory, check=False).returncode == 1
     rows = json.loads(member.poclab("image", "ls", "-o", "json").stdout)
     assert [row["tag"] for row in rows] == ["v1", "v2"]
-    assert json.loads(both[0].poclab("image", "ls", "-o", "json").stdout) == rows
+    # Who cannot read the pool's files does not learn what they share.
+    assert [row["unique"] for row in rows] == [None, None]
+    own = json.loads(both[0].poclab("image", "ls", "-o", "json").stdout)
+    assert all(row["unique"] > 0 for row in own)
+    assert [row | {"unique": None} for row in own] == rows
 
 
 def test_a_new_network_is_planned_and_made(member_lab: OneLab) -> None:
