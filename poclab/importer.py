@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from poclab import content, digest, disk, events
 from poclab.content import Guess
 from poclab.errors import PoclabError, UsageError
+from poclab.files import sync
 from poclab.formats import DiskInfo, Part, detect, opened
 from poclab.model import Origin, Profile, Ref, Version
 from poclab.names import shown
@@ -196,7 +196,7 @@ def _convert(
         )
         events.step("digest", file=str(source.file))
         made = stack.enter_context(digest.computing(target, digest.Wanted("sha256")))
-        _write_through(target)
+        sync(target)  # the pool does so at last; here it goes on beside the digests
         results = running.results()
         if _identity(source.file) != before:
             raise PoclabError(
@@ -208,12 +208,6 @@ def _convert(
         _compare_members(source, results)
         disk.check(target)
         return found, f"sha256:{made.results()[0]}"
-
-
-def _write_through(file: Path) -> None:
-    """Have a file on the disk; the pool does so at last, here it goes on beside the digests."""
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
 
 
 def _compare_members(source: _Source, results: list[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from poclab import container, events
 from poclab.builders import privileged
 from poclab.errors import PoclabError, UsageError
+from poclab.files import sync
 from poclab.names import shown
 
 WORK = ".poclab-iso"
@@ -80,11 +81,11 @@ def publish(file: Path, target: Path, *, force: bool) -> None:
     Raises:
         PoclabError: there is such a file meanwhile.
     """
-    _sync(file)
+    sync(file)
     check(target, force=force)
     events.step("name the file", file=str(target))
     file.replace(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _held(root: Path) -> int:
@@ -115,12 +116,4 @@ def _held(root: Path) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
         os.close(fd)

@@ -8,7 +8,6 @@ changed key on the same overlay is refused.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from tempfile import mkdtemp
 
 from poclab import config, events
 from poclab.errors import PoclabError
+from poclab.files import sync
 from poclab.lock import guard
 from poclab.run import CommandFailed, run
 
@@ -172,7 +172,7 @@ def _make(private: Path, comment: str) -> str:
         except CommandFailed as error:
             raise PoclabError("cannot make an SSH key", why=error.why) from error
         text = _read(directory / "key.pub")
-        _sync(new)
+        sync(new)
         events.step("ssh key", path=str(private))
         new.replace(private)
         return text
@@ -185,18 +185,10 @@ def _publish(path: Path, text: str) -> None:
     try:
         new = directory / path.name
         new.write_text(text, encoding="utf-8")
-        _sync(new)
+        sync(new)
         new.replace(path)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 # --- logging in -------------------------------------------------------------------------

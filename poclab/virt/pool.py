@@ -24,6 +24,7 @@ import libvirt
 from poclab import config, events
 from poclab.disk import create_empty, create_overlay, resize, virtual_size
 from poclab.errors import PoclabError
+from poclab.files import sync
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.moves import MARK, Moves
 from poclab.virt.xml import volume_xml
@@ -196,8 +197,7 @@ class LocalPool(Moves):
                     self.adopt(name, copy)
                 file.unlink()
                 return
-            with file.open("rb") as content:
-                os.fsync(content.fileno())
+            sync(file)
             file.chmod(0o444)  # a base never changes; QEMU opens it read-only
             self._publish(file, name)
 
@@ -270,11 +270,7 @@ class LocalPool(Moves):
 
     def _publish(self, file: Path, name: str) -> None:
         file.replace(self._root / name)
-        directory = os.open(self._root, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(self._root)
 
 
 class StreamPool(Moves):
