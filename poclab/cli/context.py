@@ -47,6 +47,23 @@ OutputOption = Annotated[
     Format,
     typer.Option("-o", "--output", envvar="POCLAB_OUTPUT", help="How to print the listing."),
 ]
+VmsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[VM]...",
+        help="VM or LAB/VM.",
+        autocompletion=lambda incomplete: complete_vm(incomplete),
+    ),
+]
+LabOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lab",
+        metavar="LAB",
+        help="The lab, for --all or bare VM names.",
+        autocompletion=lambda incomplete: complete_up_lab(incomplete),
+    ),
+]
 WarmOption = Annotated[
     bool | None,
     typer.Option(

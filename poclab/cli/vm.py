@@ -8,7 +8,7 @@ import typer
 
 from poclab import output
 from poclab.cli import context
-from poclab.cli.context import OutputOption, WarmOption, YesOption
+from poclab.cli.context import LabOption, OutputOption, VmsArgument, WarmOption, YesOption
 from poclab.errors import PoclabError, UsageError
 from poclab.model import Ref
 from poclab.names import plain
@@ -35,23 +35,12 @@ def register(app: typer.Typer) -> None:
 
 
 def reset(
-    vms: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[VM]...", help="VM or LAB/VM.", autocompletion=context.complete_vm),
-    ] = None,
+    vms: VmsArgument = None,
     to: Annotated[
         str | None,
         typer.Option("--to", metavar="TAG", help="The version; left out: the one it runs, clean."),
     ] = None,
-    lab: Annotated[
-        str | None,
-        typer.Option(
-            "--lab",
-            metavar="LAB",
-            help="The lab, for --all or bare VM names.",
-            autocompletion=context.complete_up_lab,
-        ),
-    ] = None,
+    lab: LabOption = None,
     every: Annotated[bool, typer.Option("--all", help="Every VM of the lab.")] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until they are ready.")
