@@ -186,45 +186,43 @@ def container_name(purpose: str) -> str:
     return f"{PREFIX}{purpose}-{pid}-{_started(pid)}-{secrets.token_hex(3)}"
 
 
-def export(image_id: str, tar: Path) -> None:
-    """Write an image's file system, flattened, as a tar file.
-
-    The container made for it never runs and is removed whatever happens.
-
-    Raises:
-        PoclabError: podman failed.
-    """
-    name = container_name("export")
-    events.step("export the image's files", image=image_id, container=name)
+@contextmanager
+def _never_run(image_id: str, purpose: str) -> Iterator[str]:
+    """A container that is there for its image's files: never run, removed whatever happens."""
+    name = container_name(purpose)
+    events.step("read the image's files", image=image_id, container=name)
     # An image without a command cannot be made a container of; this one is never run.
     argv = [*podman(), "create", "--pull=never", "--network=none", "--name", name]
     try:
         _run([*argv, "--", image_id, "/sbin/init"])
-        _run([*podman(), "export", "--output", str(tar.absolute()), name])
+        yield name
     finally:
         remove_container(name)
+
+
+def export(image_id: str, tar: Path) -> None:
+    """Write an image's file system, flattened, as a tar file.
+
+    Raises:
+        PoclabError: podman failed.
+    """
+    with _never_run(image_id, "export") as name:
+        _run([*podman(), "export", "--output", str(tar.absolute()), name])
 
 
 @contextmanager
 def exported(image_id: str) -> Iterator[IO[bytes]]:
     """An image's file system, flattened, as a tar file that is read as it comes.
 
-    The container made for it never runs and is removed whatever happens.
-
     Raises:
         PoclabError: podman failed.
     """
-    name = container_name("files")
-    events.step("read the image's files", image=image_id, container=name)
-    argv = [*podman(), "create", "--pull=never", "--network=none", "--name", name]
-    try:
-        _run([*argv, "--", image_id, "/sbin/init"])
-        with runner().reading([*podman(), "export", name]) as stream:
-            yield stream
-    except CommandFailed as error:
-        raise _explained(error.result) from error
-    finally:
-        remove_container(name)
+    with _never_run(image_id, "files") as name:
+        try:
+            with runner().reading([*podman(), "export", name]) as stream:
+                yield stream
+        except CommandFailed as error:
+            raise _explained(error.result) from error
 
 
 def remove_container(name: str, *, root: bool = False) -> None:
