@@ -116,8 +116,7 @@ def orphans(host: Host) -> list[Orphan]:
     foreign = host.foreign()
     passing = tuple(f"{kind}." for kind in PASSING)
     labs = {name.split(".")[1] for name in names if name.startswith(passing)}
-    kept = Shelf.of(host.pool).kept(vms)
-    held = frozenset[str]().union(*(state.volumes for state in kept))
+    held = Shelf.of(host.pool).held(vms)
     disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign, held)]
     store = Store(host.pool, host.uri)
     bases_ = store.garbage(used_volumes(vms, foreign))

@@ -167,9 +167,7 @@ class LabHost:
                 events.step("delete", volume=new)
                 self.host.pool.undo(old)
         shelf = Shelf.of(self.host.pool, self.lab)
-        kept = shelf.kept(vms)
-        held = frozenset[str]().union(*(state.volumes for state in kept))
-        for name in garbage(self.lab, sorted(shelf.names), vms, foreign, held):
+        for name in garbage(self.lab, sorted(shelf.names), vms, foreign, shelf.held(vms)):
             events.step("delete", volume=name)
             self.host.pool.delete(name)
         for vm in vms:

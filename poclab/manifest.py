@@ -63,9 +63,7 @@ def with_packed(names: Iterable[str]) -> set[str]:
 
 def encode(version: Version) -> bytes:
     """A version's manifest."""
-    body: dict[str, Any] = {"format": FORMAT, **asdict(version)}
-    body["ref"] = str(version.ref)
-    return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True).encode()
+    return seal({"format": FORMAT, **asdict(version), "ref": str(version.ref)})
 
 
 def decode(data: bytes) -> Version:
@@ -76,9 +74,7 @@ def decode(data: bytes) -> Version:
         ValueError: it is cut short or was changed.
     """
     try:
-        body = json.loads(data)
-        if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
-            raise ValueError("its checksum does not hold")
+        body = unseal(data)
         if body.pop("format") != FORMAT:
             raise NewerFormatError("it is of a newer format")
         image, _, tag = str(body.pop("ref")).partition(":")
@@ -89,6 +85,24 @@ def decode(data: bytes) -> Version:
         return Version(ref=name, origin=origin, profile=profile, parents=parents, **body)
     except (TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"it is no manifest: {error!r}") from error
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """JSON with a checksum of its own, for volumes that may be cut short."""
+    return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True).encode()
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Read what `seal` made.
+
+    Raises:
+        ValueError: it is cut short or was changed.
+        RecursionError: it is nested too deeply to be read.
+    """
+    body = json.loads(data)
+    if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
+        raise ValueError("its checksum does not hold")
+    return body
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

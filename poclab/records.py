@@ -112,7 +112,7 @@ def garbage(
     ]
 
 
-def cold_because(vm: Vm) -> str:
+def cold_because(vm: Vm | VmRecord) -> str:
     """Why a VM's memory cannot be kept for warm resets, in words, or an empty string."""
     if any(disk.keep for disk in vm.disks):
         return "the memory would know a kept data disk as it was"

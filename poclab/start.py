@@ -83,6 +83,6 @@ def settle(lab: LabHost, started: Started, *, keep: bool) -> float:
         events.note(f"{record.name}: started")
     if started.warm:
         warm.set_clock(lab, record)
-    elif keep and started.first and record.ready:
+    elif keep and started.first:
         warm.keep(lab, record)
     return seconds

@@ -19,12 +19,13 @@ from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.manifest import now
 from poclab.model import Frozen, ObservedVm, VmRecord
-from poclab.names import plain
+from poclab.names import check_tag, plain
+from poclab.records import cold_because
 from poclab.run import run
 from poclab.units import format_seconds, format_size
 from poclab.virt.errors import PortTakenError
 from poclab.virt.host import Host
-from poclab.warmstate import Shelf, WarmState, encode, frozen_disks, mark_of, needs
+from poclab.warmstate import Shelf, WarmState, encode, frozen_disks, needs
 
 _JOBS = 60.0  # seconds that libvirt gets to finish what an ended command began
 _CLOCK = 15.0  # seconds for the login that sets a guest's clock
@@ -64,7 +65,7 @@ def _of_version(lab: LabHost, record: VmRecord) -> list[WarmState]:
 
 def _needs(lab: LabHost, record: VmRecord, uuid: str) -> dict[str, str]:
     marked = record if record.overlay else lab.marked(record)
-    return needs(record, lab.spec(marked, uuid), lab.host.runs_guests_with())
+    return needs(record, lab.spec(marked, uuid), lab.host.runs_guests_with)
 
 
 # --- bringing it back -----------------------------------------------------------------------
@@ -136,9 +137,8 @@ def keep(lab: LabHost, record: VmRecord) -> VmRecord:
     """
     if record.frozen:
         return record
-    if any(disk.keep for disk in record.disks):
-        text = "it would know a kept data disk as it was"
-        events.warning(f"{record.name}: its memory is not kept: {text}")
+    if why := cold_because(record):
+        events.warning(f"{record.name}: its memory is not kept: {why}")
         return record
     free = lab.host.pool.free()
     if free < record.memory:
@@ -161,7 +161,6 @@ def _keep(lab: LabHost, record: VmRecord) -> VmRecord:
     state = WarmState(
         lab=lab.lab,
         vm=record.name,
-        mark=mark_of(record.overlay),
         version=record.version,
         digest=record.digest,
         parents=record.parents,
@@ -281,7 +280,12 @@ def drop_states(host: Host, paths: Collection[str], tag: str | None = None) -> i
 
     Returns:
         How many there were.
+
+    Raises:
+        UsageError: the text is no tag.
     """
+    if tag is not None:
+        check_tag(tag)
     count = 0
     for name in sorted({path.partition("/")[0] for path in paths}):
         with lock.hold(name, uri=host.uri, doing=f"poclab warm drop in {name}"):

@@ -9,14 +9,13 @@ all that it depends on is as it was, and losing it costs a boot.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from poclab import events
 from poclab.errors import PoclabError
-from poclab.manifest import base_volume, with_packed
+from poclab.manifest import base_volume, seal, unseal, with_packed
 from poclab.model import Frozen, ObservedVm, Ref, VmRecord
 from poclab.virt.design import data_volume
 from poclab.virt.xml import DomainSpec, domain_xml
@@ -43,7 +42,6 @@ class WarmState:
     Attributes:
         lab: the lab's name.
         vm: the VM's name.
-        mark: what tells it from the VM's other states; the mark of its system disk.
         version: the version that the VM ran.
         digest: that version's digest.
         parents: digests of the bases below it.
@@ -56,7 +54,6 @@ class WarmState:
 
     lab: str
     vm: str
-    mark: str
     version: Ref
     digest: str
     parents: tuple[str, ...]
@@ -72,6 +69,11 @@ class WarmState:
         return f"{self.lab}/{self.vm}"
 
     @property
+    def mark(self) -> str:
+        """What tells it from the VM's other states: the mark of its system disk."""
+        return self.disks[0].volume.split(".")[-2]
+
+    @property
     def manifest(self) -> str:
         """Its manifest's volume."""
         return f"{PREFIX}{self.lab}.{self.vm}.{self.mark}{_MANIFEST}"
@@ -85,11 +87,6 @@ class WarmState:
     def volumes(self) -> frozenset[str]:
         """All volumes it consists of."""
         return frozenset({self.manifest, self.memory, *(item.volume for item in self.disks)})
-
-
-def mark_of(overlay: str) -> str:
-    """What tells a system disk from the VM's others: `overlay.LAB.VM.MARK.qcow2`."""
-    return overlay.split(".")[-2]
 
 
 def frozen_disks(record: VmRecord) -> tuple[Frozen, ...]:
@@ -126,8 +123,7 @@ def _digest(*texts: str) -> str:
 
 def encode(state: WarmState) -> bytes:
     """A state's manifest."""
-    body: dict[str, Any] = {"format": FORMAT, **asdict(state), "version": str(state.version)}
-    return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True).encode()
+    return seal({"format": FORMAT, **asdict(state), "version": str(state.version)})
 
 
 def decode(data: bytes) -> WarmState:
@@ -137,9 +133,7 @@ def decode(data: bytes) -> WarmState:
         ValueError: it is cut short, was changed, or another program wrote it.
     """
     try:
-        body = json.loads(data)
-        if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
-            raise ValueError("its checksum does not hold")
+        body = unseal(data)
         if body.pop("format") != FORMAT:
             raise ValueError("it is of another format")
         image, _, tag = str(body.pop("version")).partition(":")
@@ -148,11 +142,6 @@ def decode(data: bytes) -> WarmState:
         return WarmState(version=Ref(image, tag), disks=disks, parents=parents, **body)
     except (TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"it is no manifest: {error!r}") from error
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -193,6 +182,10 @@ class Shelf:
         newest = {(state.path, state.digest): state for state in self.whole()}
         return [state for state in newest.values() if state.path in paths]
 
+    def held(self, vms: Iterable[ObservedVm]) -> frozenset[str]:
+        """The volumes of the states that are kept."""
+        return frozenset[str]().union(*(state.volumes for state in self.kept(vms)))
+
 
 def _load(pool: Volumes, name: str) -> WarmState | None:
     try:
@@ -200,4 +193,4 @@ def _load(pool: Volumes, name: str) -> WarmState | None:
     except (ValueError, PoclabError) as error:
         events.debug(f"{name} does not count: {error}")
         return None
-    return state if state.manifest == name else None
+    return state if state.disks and state.manifest == name else None

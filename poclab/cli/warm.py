@@ -8,7 +8,7 @@ import typer
 
 from poclab import output
 from poclab.cli import context
-from poclab.cli.context import OutputOption
+from poclab.cli.context import LabOption, OutputOption, VmsArgument
 from poclab.errors import UsageError
 from poclab.output import Format
 
@@ -28,19 +28,8 @@ def ls(form: OutputOption = Format.TABLE) -> None:
 
 @app.command("drop")
 def drop(
-    vms: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[VM]...", help="VM or LAB/VM.", autocompletion=context.complete_vm),
-    ] = None,
-    lab: Annotated[
-        str | None,
-        typer.Option(
-            "--lab",
-            metavar="LAB",
-            help="The lab, for --all or bare VM names.",
-            autocompletion=context.complete_up_lab,
-        ),
-    ] = None,
+    vms: VmsArgument = None,
+    lab: LabOption = None,
     every: Annotated[bool, typer.Option("--all", help="Of every VM.")] = False,
     to: Annotated[
         str | None, typer.Option("--to", metavar="TAG", help="Only those of this version.")

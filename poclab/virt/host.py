@@ -115,6 +115,7 @@ class Host:
                 return int(user), int(group)
         return None
 
+    @cached_property
     def runs_guests_with(self) -> str:
         """What the memory of a guest depends on: QEMU, libvirt and the processor."""
         with libvirt_errors("libvirt does not tell the host's capabilities"):

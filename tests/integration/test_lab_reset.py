@@ -130,6 +130,39 @@ def test_a_name_in_two_labs_must_be_said_in_full(lab: OneLab, tiny: Host) -> Non
     assert lab.status()["same"]["version"] == "tiny:v2"
 
 
+def test_rollback_refuses_what_it_cannot_bring_back(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    done = lab.host.poclab("rollback", f"{lab.name}/a", check=False)
+    assert done.returncode == 1
+    assert f"there is nothing to roll {lab.name}/a back to" in done.stderr
+    lab.host.poclab("image", "tag", "tiny:v2", "tiny:passing")
+    lab.reset("a", "--to", "passing")
+    lab.reset("a", "--to", "v1")
+    lab.host.poclab("image", "rm", "tiny:passing", "--yes")
+    for change, told in (
+        ((), "tiny:passing is not there"),
+        (("image", "tag", "tiny:v1", "tiny:passing"), "tiny:passing is not what"),
+    ):
+        if change:
+            lab.host.poclab(*change)
+        before, disks = lab.run_id("a"), lab.disks("a")
+        done = lab.host.poclab("rollback", f"{lab.name}/a", check=False)
+        assert (done.returncode, told in done.stderr) == (1, True), done.stderr
+        assert (lab.run_id("a"), lab.disks("a")) == (before, disks)
+    lab.host.poclab("image", "rm", "tiny:passing", "--yes")
+
+
+def test_memory_is_kept_only_where_it_is_known_when(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    done = lab.reset("a", "--warm")
+    assert "its memory is not kept: without `ready` nobody knows when" in done.stderr
+    done = lab.host.poclab("warm", "drop", f"{lab.name}/a", "--to", "no tag", check=False)
+    assert done.returncode == 2
+    assert [x for x in lab.volumes() if x.startswith("warm.")] == []
+
+
 def test_history_is_in_the_domain_and_tells_who(lab: OneLab) -> None:
     lab.write("a: {image: 'tiny:v1'}")
     lab.up()

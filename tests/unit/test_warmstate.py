@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from poclab.manifest import base_volume
 from poclab.model import Frozen, ObservedVm, Ref, State, VmRecord
 from poclab.virt.design import HostTraits, domain_spec, overlay_volume
-from poclab.warmstate import Shelf, WarmState, decode, encode, frozen_disks, mark_of, needs
+from poclab.warmstate import Shelf, WarmState, decode, encode, frozen_disks, needs
 from tests.support import make, strategies
 
 TRAITS = HostTraits(session=True, kvm=False, owner="1000")
@@ -21,7 +21,7 @@ TRAITS = HostTraits(session=True, kvm=False, owner="1000")
 def state(mark: str = "00000001", vm: str = "vm1", digest: str = "sha256:aa") -> WarmState:
     disks = (Frozen("", overlay_volume("acme", vm, mark)),)
     return WarmState(
-        "acme", vm, mark, Ref("shop", "v1"), digest, (), {"its version": "1"}, disks,
+        "acme", vm, Ref("shop", "v1"), digest, (), {"its version": "1"}, disks,
         "onto", f"2026-01-01T00:00:{mark[-2:]}Z", complete=True,
     )  # fmt: skip
 
@@ -51,7 +51,7 @@ def dependencies(record: VmRecord, host: str = "QEMU 7.2") -> dict[str, str]:
 @given(strategies.records(), st.booleans(), st.dictionaries(st.text(), st.text()))
 def test_a_manifest_comes_back(record: VmRecord, complete: bool, found: dict[str, str]) -> None:
     one = WarmState(
-        record.lab, record.name, mark_of(record.overlay), record.version, record.digest,
+        record.lab, record.name, record.version, record.digest,
         record.parents, found, frozen_disks(record), "onto", "2026-01-01T00:00:00Z", complete,
     )  # fmt: skip
     assert decode(encode(one)) == one
