@@ -11,8 +11,8 @@ from poclab.manifest import base_volume, bases
 from poclab.model import Foreign, ObservedVm, Ref, Version
 from poclab.protection import refuse_protected
 from poclab.records import PASSING, garbage
-from poclab.status import users
 from poclab.store import Store
+from poclab.versions import users
 from poclab.virt.host import Host
 from poclab.warmstate import Shelf
 

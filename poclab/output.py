@@ -71,6 +71,8 @@ STATUS = (
     Column("ADDRESS", "address"),
     Column("READY", "ready"),
     Column("UPTIME", "uptime", seconds),
+    Column("WRITTEN", "written", size),
+    Column("DRIFT", "drift"),
 )
 IMAGES = (
     Column("NAME", "name"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from poclab.model import Foreign, HistoryEntry, ObservedVm, Vm, VmRecord
+from poclab.model import Foreign, HistoryEntry, ObservedVm, Ref, Vm, VmRecord
 from poclab.units import format_size
 from poclab.virt.design import data_volume
 
@@ -48,6 +48,24 @@ def previous(record: VmRecord) -> HistoryEntry | None:
     now = (record.version, record.digest)
     others = (item for item in reversed(record.history) if (item.version, item.digest) != now)
     return next(others, None)
+
+
+def drift(vm: ObservedVm, stored: Mapping[Ref, str] | None = None) -> Iterator[str]:
+    """How what a VM runs differs from what it was to run, in words.
+
+    Args:
+        vm: the VM.
+        stored: the digests that versions have in the store, by name; None where it is not known.
+    """
+    runs, wanted = vm.running, vm.record.wanted
+    if wanted != runs.version:
+        yield f"file asks {wanted.tag if wanted.image == runs.version.image else wanted}"
+    if stored is not None:
+        now = stored.get(runs.version)
+        if now is None:
+            yield f"{runs.version.tag} is gone"
+        elif now != runs.digest:
+            yield f"{runs.version.tag} is another disk now"
 
 
 def hardware(record: VmRecord) -> tuple[object, ...]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from poclab.manifest import bases
 from poclab.model import ObservedVm, Ref, Version
-from poclab.status import users
 from poclab.store import Store
+from poclab.versions import users
 from poclab.virt.host import Host
 
 

@@ -118,7 +118,7 @@ class Store:
 
     def has(self, ref: Ref) -> bool:
         """Whether there is such a version."""
-        return self._find(ref) is not None
+        return self.find(ref) is not None
 
     def get(self, ref: Ref) -> Version:
         """A version by its name.
@@ -126,9 +126,10 @@ class Store:
         Raises:
             PoclabError: there is none; the message names the ones there are.
         """
-        return self._find(ref) or self._missing(ref)
+        return self.find(ref) or self._missing(ref)
 
-    def _find(self, ref: Ref) -> Version | None:
+    def find(self, ref: Ref) -> Version | None:
+        """A version by its name, None when there is none."""
         names = with_packed(self._pool.names())
         if manifest_volume(ref) not in names:
             return None
@@ -198,7 +199,7 @@ class Store:
         Raises:
             PoclabError: there is such a version; versions never change.
         """
-        found = self._find(ref)
+        found = self.find(ref)
         if found:
             raise PoclabError(
                 f"{ref} exists already",
@@ -331,7 +332,7 @@ class Store:
         """
         with self.changing():
             version = replace(self.get(source), ref=target, protected=False)
-            present = self._find(target)
+            present = self.find(target)
             if present and present.digest == version.digest:
                 return present
             self.refuse_existing(target)

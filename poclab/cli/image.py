@@ -92,7 +92,7 @@ def list_(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """List the versions on the host."""
-    from poclab.status import image_rows
+    from poclab.versions import image_rows
 
     wanted = {check_name("image", name) for name in images or ()}
     with context.host() as host:

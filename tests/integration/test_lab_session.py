@@ -518,7 +518,10 @@ def test_what_a_foreign_domain_stands_on_is_no_garbage(lab: OneLab) -> None:
 
 # --- listings -----------------------------------------------------------------------------
 
-KEYS = ["lab", "vm", "state", "version", "tag_digest", "address", "ready", "uptime"]
+KEYS = [
+    *("lab", "vm", "state", "version", "tag_digest", "address", "ready", "uptime"),
+    *("wanted", "stored_digest", "written", "drift"),
+]
 
 
 def test_status_comes_in_every_format_with_the_same_keys(lab: OneLab) -> None:
@@ -537,7 +540,7 @@ def test_status_comes_in_every_format_with_the_same_keys(lab: OneLab) -> None:
     assert status("name").split() == [f"{lab.name}/a", f"{lab.name}/b"]
     heading, *lines = status("table").splitlines()
     assert heading.split() == ["LAB", "VM", "STATE", "VERSION", "DIGEST", "ADDRESS", "READY",
-                               "UPTIME"]  # fmt: skip
+                               "UPTIME", "WRITTEN", "DRIFT"]  # fmt: skip
     assert [line.split()[1] for line in lines] == ["a", "b"]
 
 

@@ -108,6 +108,48 @@ def test_reset_and_kept_disks_work_through_both_ways_to_the_pool(
     assert labs.leftovers(lab.host) == []
 
 
+def test_status_shows_drift_through_both_ways_to_the_pool(
+    lab: OneLab, both: tuple[Host, Host]
+) -> None:
+    image = lab.name
+    for tag in ("v1", "v2"):
+        lab.host.poclab("image", "tag", f"tiny:{tag}", f"{image}:{tag}")
+    disks = "[{name: data, size: 1MiB, keep: true}, {name: tmp, size: 1MiB}]"
+    lab.write(f"a: {{image: '{image}:v1', disks: {disks}}}")
+    lab.up()
+
+    def drift() -> tuple[str, str, str, int]:
+        row = lab.status()["a"]
+        same = {"": "gone", row["tag_digest"]: "same"}
+        return (row["drift"], row["wanted"], same.get(row["stored_digest"], "other"),
+                row["written"])  # fmt: skip
+
+    asked = f"{image}:v1"
+    assert drift() == ("", asked, "same", 0)
+    lab.reset("a", "--to", "v2")
+    assert drift() == ("file asks v1", asked, "same", 0)
+    lab.off("a")
+    system, kept, tmp = lab.disks("a")
+    written = []
+    for disk in (system, tmp, kept):
+        labs.scribble(both[0], disk, 0x33)
+        written.append(drift()[3])
+    assert 65536 <= written[0] <= written[1] - 65536 < 2**20
+    assert written[2] == written[1]  # a reset leaves that disk alone
+    lab.host.virsh("vol-delete", "--pool", "poclab", f"manifest.{image}.v2.json")
+    assert drift() == ("file asks v1; v2 is gone", asked, "gone", written[1])
+    lab.host.poclab("image", "tag", "tiny:v1", f"{image}:v2")
+    assert drift()[:3] == ("file asks v1; v2 is another disk now", asked, "other")
+    heading, line = lab.host.poclab("status", lab.name).stdout.splitlines()
+    assert heading.split()[-2:] == ["WRITTEN", "DRIFT"]
+    assert line.endswith("file asks v1; v2 is another disk now")
+    assert [action["action"] for action in lab.plan()] == ["start"]  # no reset
+    lab.reset("a")
+    assert drift() == ("file asks v1", asked, "same", 0)
+    lab.down("--volumes")
+    lab.host.poclab("image", "rm", "--yes", f"{image}:v1", f"{image}:v2")
+
+
 def test_keep_that_is_said_later_survives_a_stop_where_libvirt_has_to_copy(
     member_lab: OneLab, both: tuple[Host, Host]
 ) -> None:

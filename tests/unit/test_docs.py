@@ -19,8 +19,9 @@ from poclab.imagediff import DiffRow
 from poclab.images import Orphan
 from poclab.show import VersionRow
 from poclab.space import SpaceRow
-from poclab.status import HistoryRow, ImageRow, VmRow
+from poclab.status import HistoryRow, VmRow
 from poclab.verify import VerifyRow
+from poclab.versions import ImageRow
 from poclab.warm import StateRow
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from poclab import output
 from poclab.errors import PoclabError, Problems
 from poclab.events import Event
 from poclab.output import Column, Format, Reporter, listing
-from poclab.status import HistoryRow, ImageRow, VmRow
+from poclab.status import HistoryRow, VmRow
+from poclab.versions import ImageRow
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,13 @@ def test_no_rows_are_no_data(
     ("row", "columns", "keys"),
     [
         (
-            VmRow("l", "v", "running", "a:1", "sha256:ab", "10.0.0.1", "yes", None),
+            VmRow(
+                *("l", "v", "running", "a:1", "sha256:ab", "10.0.0.1", "yes", None),
+                *("a:2", None, None, "file asks 2"),
+            ),
             output.STATUS,
-            "lab vm state version tag_digest address ready uptime",
+            "lab vm state version tag_digest address ready uptime wanted stored_digest written"
+            " drift",
         ),
         (
             ImageRow("a", "1", "sha256:ab", "t", "built x", 1, None, "", False),

@@ -13,6 +13,7 @@ from poclab.records import (
     became_ready,
     borrowed,
     differences,
+    drift,
     entry,
     garbage,
     hardware,
@@ -49,6 +50,33 @@ def test_what_ran_before_is_the_latest_other_version() -> None:
     assert noted.history[:-1] == again.history[:-1]
     assert (noted.history[-1].start, noted.history[-1].seconds) == ("cold", 7.9)
     assert previous(noted) == one.history[-1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stored", "expected"),
+    [
+        ("shop:v3", {"shop:v3": ""}, []),
+        ("shop:v2", {"shop:v3": "", "shop:v2": "sha256:2"}, ["file asks v2"]),
+        ("web:v3", {"shop:v3": ""}, ["file asks web:v3"]),
+        ("shop:v3", {"shop:v3": "sha256:2"}, ["v3 is another disk now"]),
+        ("shop:v3", {"shop:v2": "sha256:2"}, ["v3 is gone"]),
+        ("shop:v2", {}, ["file asks v2", "v3 is gone"]),
+        ("shop:v2", None, ["file asks v2"]),
+    ],
+)
+def test_drift_is_what_runs_against_the_file_and_against_the_store(
+    wanted: str, stored: dict[str, str] | None, expected: list[str]
+) -> None:
+    runs = make.record(image="shop:v3", wanted=Ref.parse(wanted))
+    digests = (
+        None
+        if stored is None
+        else {Ref.parse(name): value or runs.digest for name, value in stored.items()}
+    )
+    assert list(drift(make.observed_vm(runs), digests)) == expected
+    # What is defined counts for what was asked, what runs for the rest.
+    pending = make.observed_vm(make.record(image="shop:v9", wanted=runs.wanted), live=runs)
+    assert list(drift(pending, digests)) == expected
 
 
 def test_a_vm_stands_on_its_overlay_and_its_data_disks() -> None:

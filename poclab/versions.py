@@ -1,0 +1,87 @@
+"""The versions there are, as flat rows, and who uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from poclab.extents import tally
+from poclab.manifest import BASE, MANIFEST, version_volumes
+from poclab.model import ObservedVm, Version
+from poclab.store import Store
+from poclab.virt import places
+from poclab.virt.host import Host
+from poclab.virt.pool import LocalPool
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """A line of `poclab image ls`; the fields are the JSON's keys.
+
+    Attributes:
+        name: the image.
+        tag: the tag.
+        digest: sha256 of the base disk.
+        created: when it was published.
+        origin: how it came: "built", "imported" or "committed", and from what.
+        size: bytes of the base disk's file.
+        unique: bytes on the disk that no other version has; None where that cannot be known.
+        used_by: VMs on it, `LAB/VM`, separated by blanks.
+        protected: whether `image rm` refuses it.
+    """
+
+    name: str
+    tag: str
+    digest: str
+    created: str
+    origin: str
+    size: int
+    unique: int | None
+    used_by: str
+    protected: bool
+
+
+def image_rows(host: Host) -> list[ImageRow]:
+    """All versions."""
+    vms = host.vms()
+    versions = Store(host.pool, host.uri).versions()
+    return [
+        _image_row(version, vms, alone)
+        for version, alone in zip(versions, _unique(host, versions), strict=True)
+    ]
+
+
+def _unique(host: Host, versions: list[Version]) -> list[int | None]:
+    """The bytes that each version alone has, as far as they can be known."""
+    if not isinstance(host.pool, LocalPool):
+        return [None] * len(versions)
+    names = [name for name in host.pool.names() if name.startswith((BASE, MANIFEST))]
+    found = places.find(host.pool, names)
+    own = [version_volumes(version) for version in versions]
+    rest = set(names).difference(*own)
+    each, _ = tally([found.of(volumes) for volumes in (*own, rest)])
+    known = [found.unknown.isdisjoint(volumes) for volumes in own]
+    return [item.unique if sure else None for item, sure in zip(each, known, strict=False)]
+
+
+def _image_row(version: Version, vms: list[ObservedVm], unique: int | None) -> ImageRow:
+    return ImageRow(
+        name=version.ref.image,
+        tag=version.ref.tag,
+        digest=version.digest,
+        created=version.created,
+        origin=f"{version.origin.kind} {version.origin.source}",
+        size=version.size,
+        unique=unique,
+        used_by=" ".join(vm.record.path for vm in users(version, vms)),
+        protected=version.protected,
+    )
+
+
+def users(version: Version, vms: list[ObservedVm]) -> list[ObservedVm]:
+    """The VMs that stand on a version, by its name: defined or running."""
+    return [
+        vm
+        for vm in vms
+        if version.ref in (vm.record.version, vm.running.version)
+        and version.digest in (vm.record.digest, vm.running.digest)
+    ]
