@@ -3,11 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from poclab.errors import PoclabError, UsageError
 from poclab.model import ObservedVm
-from poclab.names import check_name, shown
+from poclab.names import check_name, is_name, shown
+
+
+@dataclass(frozen=True)
+class Target:
+    """A VM that a command is for.
+
+    Attributes:
+        vm: the VM.
+        named: whether it was named itself, and not only as one of its lab.
+    """
+
+    vm: ObservedVm
+    named: bool = True
+
+    @property
+    def path(self) -> str:
+        """`LAB/VM`."""
+        return self.vm.record.path
+
+
+def find_targets(
+    vms: Sequence[ObservedVm], names: Iterable[str], lab: str | None = None
+) -> list[Target]:
+    """The VMs that names mean, each once: of VMs, as `VM` or `LAB/VM`, and of labs.
+
+    Args:
+        vms: all VMs.
+        names: what was typed.
+        lab: the lab that bare names are in, where the command line says so.
+
+    Raises:
+        UsageError: a name means nothing, or several things.
+        PoclabError: there is nothing of that name.
+    """
+    found: dict[str, Target] = {}
+    labs = {vm.record.lab for vm in vms}
+    for name in names:
+        if lab is None and name in labs:
+            _refuse_both(vms, name)
+            for each in whole(find_lab(vms, name)):
+                found.setdefault(each.path, each)
+        else:
+            known = {vm.record.name for vm in vms}
+            if lab is None and is_name(name) and name not in known:
+                raise _unknown(vms, name, labs)
+            one = Target(find_vm(vms, name, lab))
+            found[one.path] = one
+    return list(found.values())
+
+
+def whole(vms: Iterable[ObservedVm]) -> list[Target]:
+    """The VMs of whole labs."""
+    return [Target(vm, named=False) for vm in vms]
+
+
+def _refuse_both(vms: Sequence[ObservedVm], name: str) -> None:
+    paths = [vm.record.path for vm in vms if vm.record.name == name]
+    if paths:
+        raise UsageError(
+            f"{name} is a lab, and a VM too",
+            why=f"there are lab {name} and {', '.join(paths)}",
+            fix=f"write {paths[0]} for the VM, --lab {name} --all for the lab",
+        )
 
 
 def find_vm(vms: Sequence[ObservedVm], text: str, lab: str | None = None) -> ObservedVm:
@@ -55,13 +119,17 @@ def find_lab(vms: Iterable[ObservedVm], lab: str) -> list[ObservedVm]:
     return found
 
 
-def _unknown(vms: Sequence[ObservedVm], text: str) -> PoclabError:
-    names = [vm.record.path for vm in vms]
+def _unknown(
+    vms: Sequence[ObservedVm], text: str, labs: Iterable[str] | None = None
+) -> PoclabError:
+    """That there is nothing of a name; `labs` where it might have been one."""
+    what = f"there is no VM {'or lab ' if labs is not None else ''}{shown(text)}"
+    names = [*(vm.record.path for vm in vms), *(labs or ())]
     if "/" not in text:
         names += [vm.record.name for vm in vms]
     near = get_close_matches(text, names, n=1)
     if near:
-        return PoclabError(f"there is no VM {shown(text)}", why=f"did you mean {near[0]}?")
+        return PoclabError(what, why=f"did you mean {near[0]}?")
     paths = ", ".join(vm.record.path for vm in vms[:10])
     why = f"there are {paths}" if paths else "no lab is up on this host"
-    return PoclabError(f"there is no VM {shown(text)}", why=why, fix="`poclab status` lists them")
+    return PoclabError(what, why=why, fix="`poclab status` lists them")

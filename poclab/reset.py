@@ -7,17 +7,17 @@ then the old disk goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from poclab import lock, start, warm
+from poclab import events, inactive, lock, start, warm
+from poclab.aims import Aim, Choice, back
 from poclab.errors import PoclabError
-from poclab.find import find_vm
+from poclab.find import Target, find_vm
 from poclab.labhost import LabHost
-from poclab.model import ObservedVm, Ref, Version, VmRecord
-from poclab.names import check_tag
-from poclab.records import previous, remade
+from poclab.model import ObservedVm, Ref, VmRecord
+from poclab.records import remade
 from poclab.schedule import SkippedError, run_in_order
 from poclab.store import Store
 from poclab.virt.host import Host
@@ -40,15 +40,11 @@ class Reset:
     error: PoclabError | None = None
 
 
-Choice = Callable[[VmRecord], Ref]
-
-
 def reset(
     host: Host,
-    targets: Sequence[ObservedVm],
+    targets: Sequence[Target],
     choose: Choice,
     *,
-    action: str = "reset",
     wait: bool = True,
     keep_warm: bool | None = None,
 ) -> list[Reset]:
@@ -57,33 +53,26 @@ def reset(
     Args:
         host: the host.
         targets: the VMs.
-        choose: the version that a VM is to run; see `tagged`.
-        action: what their histories call it.
+        choose: the versions that they are to run; see `aims`.
         wait: wait until they are ready.
         keep_warm: keep their memory when they are ready, or neither keep nor restore any; None
             for what the lab file says of each.
 
+    Returns:
+        How it went with those that it was tried for: one that fails keeps no other from its reset
+        but those that come `after` it.
+
     Raises:
-        PoclabError: a version is not there; then nothing was touched.
+        PoclabError: not every VM can be put on its version; then nothing was touched.
     """
-    labs = sorted({vm.record.lab for vm in targets})
+    labs = sorted({each.vm.record.lab for each in targets})
     with ExitStack() as held:
         for lab in labs:
             held.enter_context(lock.hold(lab, uri=host.uri, doing=f"poclab reset in {lab}"))
             warm.mend(LabHost(host, lab))
-        again = [_again(host, vm) for vm in targets]
-        return _Work(host, again, choose, action, wait=wait, keep_warm=keep_warm).run()
-
-
-def tagged(tag: str | None) -> Choice:
-    """Choose the version of each VM's image that has a tag, or without one that it runs.
-
-    Raises:
-        UsageError: the text is no tag.
-    """
-    if tag is not None:
-        check_tag(tag)
-    return lambda record: Ref(record.version.image, tag or record.version.tag)
+        vms = host.vms()  # once more, now that the labs are locked
+        again = [replace(each, vm=find_vm(vms, each.path)) for each in targets]
+        return _Work(host, again, choose, wait=wait, keep_warm=keep_warm).run()
 
 
 def rollback(
@@ -94,47 +83,27 @@ def rollback(
     Raises:
         PoclabError: it ran no other, or that version is not there any more.
     """
-    path, back = target.record.path, previous(target.record)
-    if back is None:
-        raise PoclabError(
-            f"there is nothing to roll {path} back to",
-            why=f"it ran no other version than {target.record.version}",
-            fix=f"`poclab reset {path}` gives it a clean disk",
-        )
-    found = Store(host.pool, host.uri).get(back.version)
-    if found.digest != back.digest:
-        raise PoclabError(
-            f"{back.version} is not what {path} ran before",
-            why=f"it was removed, and made anew {found.created}",
-            fix=f"if that one is meant: poclab reset {path} --to {back.version.tag}",
-        )
-    choose: Choice = lambda _record: back.version  # noqa: E731 - a name for its type
-    return reset(host, [target], choose, action="rollback", wait=wait, keep_warm=keep_warm)
-
-
-def _again(host: Host, vm: ObservedVm) -> ObservedVm:
-    """The VM as it is now that the lab is locked."""
-    return find_vm(host.vms(), vm.record.path)
+    return reset(host, [Target(target)], back, wait=wait, keep_warm=keep_warm)
 
 
 class _Work:
     def __init__(
         self,
         host: Host,
-        targets: Sequence[ObservedVm],
+        targets: Sequence[Target],
         choose: Choice,
-        action: str,
         *,
         wait: bool,
         keep_warm: bool | None,
     ) -> None:
         self._host = host
-        self._targets = {vm.record.path: vm for vm in targets}
+        self._chosen = targets
+        self._targets = {each.path: each.vm for each in targets}
         self._choose = choose
-        self._action = action
         self._wait = wait
         self._warm = keep_warm
-        self._labs = {vm.record.lab: LabHost(host, vm.record.lab) for vm in targets}
+        self._labs = {each.vm.record.lab: LabHost(host, each.vm.record.lab) for each in targets}
+        self._errors: dict[str, Exception | None] = {}
         self._records: dict[str, VmRecord] = {}
         self._seconds: dict[str, float] = {}
 
@@ -142,22 +111,30 @@ class _Work:
         store = Store(self._host.pool, self._host.uri)
         _ = self._host.traits  # says, before anything is touched, that KVM is not to be had
         with store.reading():
-            versions = self._checked(store)
-            wanted = {path: self._target(path, version) for path, version in versions.items()}
-            errors = run_in_order(dict.fromkeys(wanted, ()), lambda path: self._put(wanted[path]))
-        order = {path: self._after(path) for path in wanted if errors[path] is None}
-        errors |= run_in_order(order, self._start, workers=16)
+            aims = self._choose(self._chosen, store)
+            wanted = {path: self._target(path, aim) for path, aim in aims.of.items()}
+            self._check(wanted, aims.of)
+            for line in aims.notes:
+                events.note(line)
+            order: dict[str, tuple[str, ...]] = dict.fromkeys(wanted, ())
+            self._errors = run_in_order(order, lambda path: self._put(wanted[path]), workers=16)
+        # Not each as soon as its disk is there: the store would be held while guests boot.
+        order = {path: self._after(record) for path, record in wanted.items()}
+        errors = run_in_order(order, self._start, workers=16)
         for lab in self._labs.values():
             lab.sweep()
         self._host.settle()
-        return [self._result(path, versions[path].ref, errors[path]) for path in wanted]
+        return [self._result(path, wanted[path].version, errors[path]) for path in wanted]
 
-    def _checked(self, store: Store) -> Mapping[str, Version]:
-        """The version of every target; all of them, before anything is touched."""
-        return {path: store.get(self._choose(vm.record)) for path, vm in self._targets.items()}
+    def _check(self, wanted: Mapping[str, VmRecord], aims: Mapping[str, Aim]) -> None:
+        """See that every version's disks are there and whole, before anything is touched."""
+        once = {record.version: path for path, record in wanted.items()}
+        for path in once.values():
+            inactive.bring_back(self._host, aims[path].version)
+            self._labs[wanted[path].lab].check_sizes(wanted[path])
 
-    def _target(self, path: str, version: Version) -> VmRecord:
-        record = self._targets[path].record
+    def _target(self, path: str, aim: Aim) -> VmRecord:
+        record, version = self._targets[path].record, aim.version
         moved = replace(
             record,
             version=version.ref,
@@ -165,18 +142,20 @@ class _Work:
             parents=version.parents,
             profile=version.profile,
         )
-        return remade(moved, self._action, self._labs[record.lab].stamp())
+        return remade(moved, aim.action, self._labs[record.lab].stamp())
 
     def _put(self, record: VmRecord) -> None:
         lab, before = self._labs[record.lab], self._targets[record.path]
         over = warm.find(lab, record, before) if self._warm is not False else ()
         self._records[record.path] = lab.put_on_new_disk(record, before, over)
 
-    def _after(self, path: str) -> tuple[str, ...]:
-        record = self._records[path]
+    @staticmethod
+    def _after(record: VmRecord) -> tuple[str, ...]:
         return tuple(f"{record.lab}/{name}" for name in record.after)
 
     def _start(self, path: str) -> None:
+        if error := self._errors[path]:
+            raise error  # so that nothing is begun that comes after it
         record = self._records[path]
         lab = self._labs[record.lab]
         started = start.begin(lab, record, new=True)

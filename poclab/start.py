@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from threading import Lock
 
 from poclab import events, readiness, warm
 from poclab.labhost import LabHost
 from poclab.model import VmRecord
 from poclab.records import became_ready
 from poclab.units import format_seconds
+
+_one_at_a_time = Lock()  # a process holds the store once, and VMs are started in threads
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def begin(lab: LabHost, record: VmRecord, *, new: bool) -> Started:
 def _cold(lab: LabHost, record: VmRecord) -> VmRecord:
     """Give a VM that is off a clean disk after all; what it was to go on on is no clean one."""
     uuid = lab.host.guest(record).uuid
-    with lab.store.reading():
+    with _one_at_a_time, lab.store.reading():
         record = lab.new_overlay(replace(record, overlay="", frozen=()))
         lab.data_disks(record)
         lab.define(record, uuid)

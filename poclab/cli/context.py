@@ -224,6 +224,11 @@ def complete_vm(incomplete: str) -> list[str]:
     return sorted({name for name in names if name.startswith(incomplete)})
 
 
+def complete_target(incomplete: str) -> list[str]:
+    """Names of VMs and labs on the host."""
+    return sorted({*complete_vm(incomplete), *complete_up_lab(incomplete)})
+
+
 def complete_up_lab(incomplete: str) -> list[str]:
     """Names of labs on the host."""
     try:

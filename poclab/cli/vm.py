@@ -8,7 +8,7 @@ import typer
 
 from poclab import output
 from poclab.cli import context
-from poclab.cli.context import LabOption, OutputOption, VmsArgument, WarmOption, YesOption
+from poclab.cli.context import LabOption, OutputOption, WarmOption, YesOption
 from poclab.errors import PoclabError, UsageError
 from poclab.model import Ref
 from poclab.names import plain
@@ -16,6 +16,7 @@ from poclab.output import Format
 from poclab.units import format_size
 
 if TYPE_CHECKING:
+    from poclab.find import Target
     from poclab.reset import Reset
     from poclab.virt.host import Host
 
@@ -35,39 +36,53 @@ def register(app: typer.Typer) -> None:
 
 
 def reset(
-    vms: VmsArgument = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...", help="VM, LAB/VM or LAB.", autocompletion=context.complete_target
+        ),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option("--to", metavar="TAG", help="The version; left out: the one it runs, clean."),
     ] = None,
     lab: LabOption = None,
-    every: Annotated[bool, typer.Option("--all", help="Every VM of the lab.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every VM: of the lab, or of all labs.")
+    ] = False,
+    yes: YesOption = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until they are ready.")
     ] = True,
     warm: WarmOption = None,
     form: OutputOption = Format.TABLE,
 ) -> None:
-    """Put VMs on a clean disk of a version; data disks with keep: true stay."""
-    from poclab.find import find_lab, find_vm
+    """Put VMs, or whole labs, on clean disks of a version; data disks with keep: true stay."""
+    from poclab.aims import same, tagged
+    from poclab.find import find_lab, find_targets, whole
     from poclab.reset import reset as put
-    from poclab.reset import tagged
 
-    if every == bool(vms):
-        raise UsageError("name VMs, or a lab with --lab LAB --all")
-    if every and lab is None:
-        raise UsageError("--all needs a lab", fix="poclab reset --lab LAB --all")
+    if every == bool(names):
+        raise UsageError("name VMs or labs, or say --all")
+    choose = tagged(to) if to is not None else same
     with context.host() as host:
         found = host.vms()
         if every:
-            targets = find_lab(found, str(lab))
+            targets = whole(found if lab is None else find_lab(found, lab))
         else:
-            names = dict.fromkeys(vms or ())
-            targets = list(
-                {vm.uuid: vm for name in names for vm in [find_vm(found, name, lab)]}.values()
-            )
-        results = put(host, targets, tagged(to), wait=wait, keep_warm=warm)
+            targets = find_targets(found, names or (), lab)
+        if not targets:
+            raise PoclabError("there is nothing to reset", why="no lab is up on this host")
+        if every and lab is None and not context.confirmed(_question(targets), yes=yes):
+            output.tell("nothing was done")
+            raise typer.Exit(1)
+        results = put(host, targets, choose, wait=wait, keep_warm=warm)
         _show(host, results, form if wait else None)
+
+
+def _question(targets: list[Target]) -> str:
+    labs = ", ".join(sorted({each.vm.record.lab for each in targets}))
+    return f"Reset {len(targets)} VMs of {labs}?"
 
 
 def rollback(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 import pytest
 
 from tests.support import labs
 from tests.support.hosts import Host
-from tests.support.onelab import OneLab, on_a_terminal, one_lab
+from tests.support.onelab import OneLab, free_port, on_a_terminal, one_lab, up_together
 
 KEPT = "disks: [{name: data, size: 1MiB, keep: true}]"
 
@@ -112,6 +114,63 @@ def test_several_vms_and_whole_labs_are_reset_at_once(lab: OneLab) -> None:
     assert {row["version"] for row in lab.status().values()} == {"tiny:v1"}
     assert lab.history("a") == [("create", "tiny:v1"), ("reset", "tiny:v2"), ("reset", "tiny:v1")]
     assert lab.history("c") == [("create", "tiny:v1"), ("reset", "tiny:v1")]
+
+
+def test_labs_are_reset_by_their_names_and_all_that_is_asked_for_is_checked_first(
+    lab: OneLab, tiny: Host
+) -> None:
+    with one_lab(tiny) as more:
+        lab.write("a: {image: 'tiny:v1'}", "o: {image: 'other:v1'}")
+        more.write("m: {image: 'tiny:v1'}", f"{lab.name}: {{image: 'tiny:v1'}}")
+        up_together(lab, more)
+        done = tiny.poclab("reset", lab.name, "--to", "v2", check=False)
+        assert done.returncode == 2
+        assert f"write {more.name}/{lab.name} for the VM, --lab {lab.name} --all" in done.stderr
+        before = lab.run_id("o"), more.run_id("m")
+        done = tiny.poclab("reset", f"{lab.name}/a", more.name, "--to", "v2")
+        assert lab.run_id("o") == before[0]
+        done = lab.reset("--all", "--to", "v2")
+        assert f"{lab.name}/o stays on other:v1: its image has no v2" in done.stderr
+        assert lab.run_id("o") == before[0]
+        assert [row["version"] for row in [*lab.status().values(), *more.status().values()]] == [
+            "tiny:v2", "other:v1", "tiny:v2", "tiny:v2",
+        ]  # fmt: skip
+        # One disk that is cut short, of all those that are wanted: nothing is touched.
+        seen = labs.look(tiny)
+        path = f"{seen['directory']}/{labs.base(tiny, 'other:v1')}"
+        tiny.run("sh", "-c", 'cp "$0" "$0.whole" && chmod +w "$0" && truncate -s -1 "$0"', path)
+        done = tiny.poclab("reset", "--all", check=False)
+        assert "the disk of other:v1 is damaged" in done.stderr
+        tiny.run("mv", f"{path}.whole", path)
+        assert labs.look(tiny) == seen
+        code, shown = on_a_terminal(tiny, "n", "reset", "--all", "--to", "v1")
+        assert (code, labs.look(tiny) == seen) == (1, True)
+        assert f"Reset 4 VMs of {', '.join(sorted((lab.name, more.name)))}? [y/N]" in shown
+        tiny.poclab("reset", "--all", "--to", "v1")
+        rows = [*lab.status().values(), *more.status().values()]
+        assert {row["version"] for row in rows} == {
+            "tiny:v1", "other:v1",
+        }  # fmt: skip
+
+
+def test_one_vm_that_fails_keeps_back_only_those_that_come_after_it(lab: OneLab) -> None:
+    port = free_port()
+    lab.write(
+        f"a: {{image: 'tiny:v1', ports: ['{port}:80']}}",
+        "b: {image: 'tiny:v1', after: [a]}",
+        "c: {image: 'tiny:v1'}",
+    )
+    lab.up()
+    lab.off("a")
+    with closing(socket.create_server(("127.0.0.1", port))):
+        done = lab.host.poclab("reset", lab.name, "--to", "v2", check=False)
+    assert done.returncode == 1
+    assert f"{lab.name}/b was not started" in done.stderr
+    states = {vm: (row["version"], row["state"]) for vm, row in lab.status().items()}
+    off = ("tiny:v2", "shut off")
+    assert states == {"a": off, "b": off, "c": ("tiny:v2", "running")}
+    lab.host.poclab("reset", lab.name)
+    assert {row["state"] for row in lab.status().values()} == {"running"}
 
 
 def test_a_name_in_two_labs_must_be_said_in_full(lab: OneLab, tiny: Host) -> None:

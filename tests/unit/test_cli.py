@@ -161,7 +161,7 @@ def test_every_command_has_help(program: Program, command: str) -> None:
         ["image", "import", "shop:v1"],
         ["image", "import", "shop:v1", "f", "--profile", "amiga"],
         ["reset"],
-        ["reset", "--all"],
+        ["reset", "--lab", "acme"],
         ["reset", "vm1", "--all", "--lab", "acme"],
         ["schema", "nonsense"],
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poclab.errors import PoclabError, UsageError
-from poclab.find import find_lab, find_vm
+from poclab.find import find_lab, find_targets, find_vm
 from tests.support import make
 
 VMS = [
@@ -102,3 +102,50 @@ def test_an_unknown_lab_lists_the_labs() -> None:
     with pytest.raises(PoclabError) as caught:
         find_lab(VMS, "nope")
     assert caught.value.why == "there are acme, other"
+
+
+# --- VMs and labs, mixed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "lab", "found"),
+    [
+        (["acme"], None, {"acme/db": False, "acme/vm1": False}),
+        (["acme/vm1", "web"], None, {"acme/vm1": True, "other/web": True}),
+        # Named itself as well as its lab, in whatever order: it is the one that was named.
+        (["acme", "acme/vm1"], None, {"acme/db": False, "acme/vm1": True}),
+        (["acme/vm1", "acme"], None, {"acme/db": False, "acme/vm1": True}),
+        (["acme", "other"], None, dict.fromkeys((vm.record.path for vm in VMS), False)),
+        (["vm1", "other/vm1", "web"], "other", {"other/vm1": True, "other/web": True}),
+    ],
+)
+def test_names_of_vms_and_labs_find_each_vm_once(
+    names: list[str], lab: str | None, found: dict[str, bool]
+) -> None:
+    assert {each.path: each.named for each in find_targets(VMS, names, lab)} == found
+
+
+def test_a_name_of_a_lab_and_a_vm_asks_for_one_of_them() -> None:
+    vms = [*VMS, make.observed_vm(make.record("acme", "third"))]
+    with pytest.raises(UsageError) as caught:
+        find_targets(vms, ["other", "acme"])
+    assert caught.value.lines() == [
+        "acme is a lab, and a VM too",
+        "why: there are lab acme and third/acme",
+        "fix: write third/acme for the VM, --lab acme --all for the lab",
+    ]
+    assert [each.path for each in find_targets(vms, ["third/acme"])] == ["third/acme"]
+    assert [each.path for each in find_targets(vms, ["acme"], "third")] == ["third/acme"]
+
+
+@pytest.mark.parametrize(("name", "near"), [("acne", "acme"), ("webb", "web"), ("x/web", "web")])
+def test_what_is_neither_is_told_with_its_neighbour(name: str, near: str) -> None:
+    with pytest.raises(PoclabError, match="there is no VM") as caught:
+        find_targets(VMS, ["db", name])
+    assert near in caught.value.why
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "/", "acme/"])
+def test_what_names_neither_vm_nor_lab_is_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        find_targets(VMS, [name])
