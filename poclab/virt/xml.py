@@ -165,7 +165,9 @@ def network_xml(spec: NetworkSpec) -> str:
         SubElement(root, "metadata").extend(spec.metadata)
     if spec.nat:
         SubElement(root, "forward", {"mode": "nat"})
-    SubElement(root, "bridge", {"name": spec.bridge, "stp": "on", "delay": "0"})
+    # With a spanning tree a guest that comes back from its memory in a second would be cut off for
+    # another four: a new port listens and learns first, 2 s each (BR_MIN_FORWARD_DELAY of Linux).
+    SubElement(root, "bridge", {"name": spec.bridge, "stp": "off", "delay": "0"})
     if spec.gateway is None:
         return _pretty(root)
     SubElement(root, "domain", {"name": spec.domain, "localOnly": "yes"})
