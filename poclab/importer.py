@@ -35,7 +35,7 @@ FORMATS = {
     "vhdx": "vhdx",
     "ova": "ova",
 }
-_DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
+_DIGEST = re.compile(r"(?:(sha256|blake3):)?([0-9a-fA-F]{64})")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Wish:
         user: the user to log in as.
         format: a key of `FORMATS` to insist on it; a raw disk without a partition table
             must be called raw.
-        sha256: the digest the file must have, with or without `sha256:` before it.
+        digest: the digest the file must have, `sha256:HEX` or `blake3:HEX`; without an algorithm
+            it is SHA-256.
         disk: which disk of an OVA with several.
         size_limit: bytes a stream may have.
         choose: asks for a profile when the disk does not show it; None takes the guess.
@@ -58,7 +59,7 @@ class Wish:
     profile: Profile | None = None
     user: str = "root"
     format: str | None = None
-    sha256: str | None = None
+    digest: str | None = None
     disk: str | None = None
     size_limit: int = DEFAULT_LIMIT
     choose: Callable[[Guess], Profile] | None = None
@@ -104,7 +105,7 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
         PoclabError: the version exists, the file is no disk poclab takes or not the one
             that was meant, or there is no room.
     """
-    wanted = _wanted_digest(wish.sha256)
+    wanted = _wanted_digest(wish.digest)
     if wish.format is not None and wish.format not in FORMATS:
         raise UsageError(
             f"poclab imports no {shown(wish.format)}",
@@ -121,7 +122,13 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
             work = stack.enter_context(store.workdir())
             file = work / "input"
             events.step("read standard input")
-            known = spool(wish.source, file, limit=wish.size_limit, raw=wish.format == "raw")
+            known = spool(
+                wish.source,
+                file,
+                limit=wish.size_limit,
+                raw=wish.format == "raw",
+                like=wanted or digest.DISKS,
+            )
             _compare(NAME, known, wanted)
             source = _look(file, NAME, wish)
         target = work / "disk.qcow2"
@@ -169,7 +176,7 @@ def _convert(
 
     The source is digested while it is converted, and what is left of that while the copy is. Its
     digest is an empty string where nobody asked for it and it would take much longer than the
-    disk: SHA-256 has no way around the zeros that a hole stands for, a second for each GiB.
+    disk: a digest has no way around the zeros that a hole stands for.
 
     Args:
         source: what to convert.
@@ -179,7 +186,8 @@ def _convert(
     """
     before = _identity(source.file)
     whole = known is None and (wanted is not None or _is_mostly_data(source.file))
-    asked = [digest.Wanted("sha256")] if whole else []
+    algorithm = digest.algorithm(wanted) if wanted else digest.DISKS
+    asked = [digest.Wanted(algorithm)] if whole else []
     asked += [
         digest.Wanted(one.algorithm, one.member.offset, one.member.size) for one in source.digests
     ]
@@ -195,19 +203,19 @@ def _convert(
             at_most=disk.largest_copy(source.disk, stored),
         )
         events.step("digest", file=str(source.file))
-        made = stack.enter_context(digest.computing(target, digest.Wanted("sha256")))
-        sync(target)  # the pool does so at last; here it goes on beside the digests
+        made = stack.enter_context(digest.computing(target, digest.Wanted(digest.DISKS)))
+        sync(target)  # the pool does so at last; here it goes on beside the digest
         results = running.results()
         if _identity(source.file) != before:
             raise PoclabError(
                 f"{shown(source.name, 200)} changed while it was read",
                 fix="stop the VM or the download that writes to it, then import it again",
             )
-        found = f"sha256:{results.pop(0)}" if whole else known or ""
+        found = f"{algorithm}:{results.pop(0)}" if whole else known or ""
         _compare(source.name, found, wanted)
         _compare_members(source, results)
         disk.check(target)
-        return found, f"sha256:{made.results()[0]}"
+        return found, f"{digest.DISKS}:{made.results()[0]}"
 
 
 def _compare_members(source: _Source, results: list[str]) -> None:
@@ -253,8 +261,11 @@ def _wanted_digest(text: str | None) -> str | None:
         return None
     match = _DIGEST.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{shown(text)} is no SHA-256 digest", why="it has 64 hexadecimal digits")
-    return f"sha256:{match[1].lower()}"
+        raise UsageError(
+            f"{shown(text)} is no digest",
+            why="one has 64 hexadecimal digits, or sha256: or blake3: and these",
+        )
+    return f"{match[1] or 'sha256'}:{match[2].lower()}"
 
 
 def _identity(file: Path) -> tuple[int, int, int, int]:

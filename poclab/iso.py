@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import container, disk, events, iso9660, outfile
+from poclab import container, events, iso9660, outfile
 from poclab.build import naming, new_log
 from poclab.builders import choose, installer, osbuild, privileged
 from poclab.builders.base import BuildRequest, Output
 from poclab.builders.choose import AUTO
 from poclab.container import ImageInfo
+from poclab.digest import file_digest
 from poclab.errors import PoclabError
 from poclab.events import Event
 from poclab.model import Ref, Version
@@ -128,7 +129,10 @@ def make_iso(store: Store, ref: Ref, wish: Wish) -> Iso:
             if not volume.bootable:
                 raise PoclabError("the builder made an ISO that does not start", fix="see the log")
             made_iso = Iso(
-                wish.target, built.disk.stat().st_size, disk.sha256(built.disk), volume.label
+                wish.target,
+                built.disk.stat().st_size,
+                file_digest(built.disk, "sha256"),
+                volume.label,
             )
             outfile.publish(built.disk, wish.target, force=wish.force)
     return made_iso

@@ -47,7 +47,7 @@ def ref_of(volume: str) -> Ref | None:
 
 def base_volume(digest: str) -> str:
     """The volume of a base disk."""
-    return f"{BASE}{digest.removeprefix('sha256:')}.qcow2"
+    return f"{BASE}{digest.rpartition(':')[2]}.qcow2"
 
 
 def packed_volume(base: str) -> str:

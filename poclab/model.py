@@ -168,7 +168,7 @@ class Origin:
         kind: "built" (from a container image, can be built again), "imported" or "committed"
             (precious).
         source: the container image's name, the imported file's, or the VM as `LAB/VM`.
-        digest: the container image's digest or the imported file's sha256, `sha256:HEX`.
+        digest: the container image's digest, or the imported file's: `ALGORITHM:HEX`.
         builder: the disk builder's name for a built one.
         inputs: what else went in (builder version, rootfs, size, kernel arguments ...).
     """
@@ -186,7 +186,7 @@ class Version:
 
     Attributes:
         ref: its name.
-        digest: sha256 of the base disk's file, `sha256:HEX`.
+        digest: that of the base disk's file, `blake3:HEX`.
         size: bytes of the base disk's file.
         virtual_size: bytes the guest sees.
         profile: which devices the guest can drive.

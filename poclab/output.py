@@ -44,7 +44,7 @@ class Column:
 
 def short_digest(digest: str) -> str:
     """The first 12 digits of a digest, as container tools show them."""
-    return digest.removeprefix("sha256:")[:12]
+    return digest.rpartition(":")[2][:12]
 
 
 def seconds(value: float | None) -> str:

@@ -7,13 +7,13 @@ again before anybody may rely on it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol, cast
 
 from poclab import events
+from poclab.digest import Digester
 from poclab.errors import PoclabError
 from poclab.names import shown
 from poclab.sparse import write_sparse
@@ -45,7 +45,7 @@ def pack(source: Path, target: Path, digest: str) -> None:
     Args:
         source: the file.
         target: the file to make; removing it when this fails is the caller's.
-        digest: what the source was stored with, `sha256:HEX`.
+        digest: what the source was stored with, `ALGORITHM:HEX`.
 
     Raises:
         DamagedError: the source has another digest now.
@@ -62,7 +62,7 @@ def pack(source: Path, target: Path, digest: str) -> None:
         threads=min(_THREADS, os.cpu_count() or 1),
         write_checksum=True,
     )
-    found = hashlib.sha256()
+    found = Digester(digest)
     compressor = zstandard.ZstdCompressor(compression_params=parameters)
     with (
         source.open("rb", buffering=0) as file,
@@ -75,8 +75,8 @@ def pack(source: Path, target: Path, digest: str) -> None:
             writer.write(piece)
             done += len(piece)
             events.progress("pack", done, size)
-    _compare(source.name, f"sha256:{found.hexdigest()}", digest)
-    _compare(target.name, packed_digest(target), digest)
+    _compare(source.name, str(found), digest)
+    _compare(target.name, packed_digest(target, digest), digest)
 
 
 def unpack(source: Path, target: Path, digest: str) -> None:
@@ -85,13 +85,13 @@ def unpack(source: Path, target: Path, digest: str) -> None:
     Args:
         source: the packed file.
         target: the file to make; removing it when this fails is the caller's.
-        digest: what the file was stored with, `sha256:HEX`.
+        digest: what the file was stored with, `ALGORITHM:HEX`.
 
     Raises:
         DamagedError: that is not what comes out.
         OSError: it cannot be read, or there is no room.
     """
-    found = hashlib.sha256()
+    found = Digester(digest)
     done = 0
     with target.open("xb", buffering=0) as out:
         for piece in _pieces(source):
@@ -99,20 +99,24 @@ def unpack(source: Path, target: Path, digest: str) -> None:
             write_sparse(out.fileno(), piece, done, _HOLE)
             done += len(piece)
         os.ftruncate(out.fileno(), done)
-    _compare(source.name, f"sha256:{found.hexdigest()}", digest)
+    _compare(source.name, str(found), digest)
 
 
-def packed_digest(path: Path) -> str:
-    """The digest of what is in a packed file, as `sha256:HEX`.
+def packed_digest(path: Path, like: str) -> str:
+    """The digest of what is in a packed file, `ALGORITHM:HEX`.
+
+    Args:
+        path: the file.
+        like: a digest to compute another one like.
 
     Raises:
         DamagedError: it cannot be unpacked.
         OSError: it cannot be read.
     """
-    found = hashlib.sha256()
+    found = Digester(like)
     for piece in _pieces(path):
         found.update(piece)
-    return f"sha256:{found.hexdigest()}"
+    return str(found)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -51,7 +51,7 @@ class Disk:
     """A disk file that does not change.
 
     Attributes:
-        digest: sha256 of the file, its name in the cache.
+        digest: the file's, its name in the cache.
         path: the file.
     """
 
@@ -275,4 +275,4 @@ def _tell(done: int, size: int) -> None:
 
 
 def _hex(disk: Disk) -> str:
-    return disk.digest.removeprefix("sha256:")
+    return disk.digest.rpartition(":")[2]

@@ -18,7 +18,7 @@ class VersionRow:
     Attributes:
         name: the image.
         tag: the tag.
-        digest: sha256 of the base disk.
+        digest: that of the base disk.
         size: bytes of the base disk's file.
         virtual_size: bytes a guest sees.
         profile: which devices the guest can drive.

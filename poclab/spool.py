@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from poclab import events
+from poclab.digest import DISKS, Digester
 from poclab.errors import PoclabError
 from poclab.formats import detect, opened
 from poclab.formats.base import HEAD
@@ -24,7 +24,14 @@ _SPARE = GIB  # what others on the pool's file system keep
 _ROOM_EVERY = 64 * MIB
 
 
-def spool(source: BinaryIO, target: Path, *, limit: int = DEFAULT_LIMIT, raw: bool = False) -> str:
+def spool(
+    source: BinaryIO,
+    target: Path,
+    *,
+    limit: int = DEFAULT_LIMIT,
+    raw: bool = False,
+    like: str = DISKS,
+) -> str:
     """Write a stream to a file, leaving out what is zeros, and give its digest.
 
     A stream that begins like nothing that can be imported is refused at its beginning.
@@ -34,14 +41,15 @@ def spool(source: BinaryIO, target: Path, *, limit: int = DEFAULT_LIMIT, raw: bo
         target: the file to make; removing it is the caller's.
         limit: bytes the stream may have.
         raw: whether the caller says that it is a raw disk, which may begin with anything.
+        like: an algorithm, or a digest to compute another one like.
 
     Returns:
-        `sha256:HEX` of the stream.
+        The stream's digest, `ALGORITHM:HEX`.
 
     Raises:
         PoclabError: the stream is too long, there is no room, or it is no disk.
     """
-    digest = hashlib.sha256()
+    digest = Digester(like)
     done, looked, asked = 0, False, 0
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -65,7 +73,7 @@ def spool(source: BinaryIO, target: Path, *, limit: int = DEFAULT_LIMIT, raw: bo
         os.ftruncate(file.fileno(), done)
     if not done:
         raise PoclabError(f"{NAME} is empty", fix="pipe a disk in, or give a file")
-    return f"sha256:{digest.hexdigest()}"
+    return str(digest)
 
 
 def _pieces(source: BinaryIO) -> Iterator[bytes]:

@@ -18,7 +18,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
-from poclab import disk, events, lock, sharing
+from poclab import events, lock, sharing
+from poclab.digest import file_digest
 from poclab.errors import PoclabError
 from poclab.manifest import (
     BASE,
@@ -252,7 +253,7 @@ class Store:
         """
         version = Version(
             ref=ref,
-            digest=digest or disk.sha256(file),
+            digest=digest or file_digest(file),
             size=file.stat().st_size,
             virtual_size=virtual_size,
             profile=profile,
@@ -296,7 +297,7 @@ class Store:
         path = Path(self._pool.directory, base)
         if base not in self._pool.names() or not os.access(path, os.R_OK):
             return False
-        damaged = disk.sha256(path) != version.digest
+        damaged = file_digest(path, version.digest) != version.digest
         if damaged:
             events.note(f"{base} was damaged, and is replaced by this disk")
         return damaged

@@ -7,13 +7,13 @@ way and not kept.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from shlex import quote
 
 from poclab import events, packing
 from poclab.bases import reading
+from poclab.digest import Digester
 from poclab.disk import Head, read_head
 from poclab.manifest import base_volume, manifest_volume
 from poclab.model import Ref, Version
@@ -35,7 +35,7 @@ class VerifyRow:
     Attributes:
         name: the image.
         tag: the tag.
-        digest: sha256 that the base disk must have; empty where the manifest does not tell.
+        digest: what the base disk must have; empty where the manifest does not tell.
         result: "ok", "damaged", or "unknown" where this poclab cannot tell.
         problem: what is wrong, or an empty string.
         fix: what to do about it, or an empty string.
@@ -54,7 +54,7 @@ class Content:
     """What was read of a base.
 
     Attributes:
-        digest: its digest, `sha256:HEX`.
+        digest: its digest, `ALGORITHM:HEX`.
         size: how many bytes it has.
         head: what its header says, or None when it is no qcow2 file.
     """
@@ -135,18 +135,21 @@ class _Work:
 
     def _look(self, ref: Ref, digest: str, size: int | None) -> Content:
         with reading(self._host, self._store, digest) as found:
-            return read(found, f"verify {ref}", size)
+            return read(found, digest, f"verify {ref}", size)
 
 
-def read(found: Iterable[bytes | memoryview], what: str, size: int | None = None) -> Content:
+def read(
+    found: Iterable[bytes | memoryview], like: str, what: str, size: int | None = None
+) -> Content:
     """Digest a disk's bytes as they come; none are kept but the header.
 
     Args:
         found: the bytes, in order.
+        like: a digest to compute another one like.
         what: what to call it while it goes on.
         size: how many there should be, if that is known.
     """
-    state = hashlib.sha256()
+    state = Digester(like)
     head = b""
     done = told = 0
     for piece in found:
@@ -157,7 +160,7 @@ def read(found: Iterable[bytes | memoryview], what: str, size: int | None = None
         if not told or done - told >= _TELL:
             events.progress(what, done, size, bytes=True)
             told = done
-    return Content(f"sha256:{state.hexdigest()}", done, read_head(head))
+    return Content(str(state), done, read_head(head))
 
 
 # --- what is wrong, and what helps; pure ---------------------------------------------------
@@ -204,7 +207,7 @@ def advice(top: Version | None, digest: str, *, gone: bool = False) -> str:
         fresh = "" if gone else " --no-cache"
         return f"build it again: poclab image build {image} --tag {tag}{fresh}; or {backup}"
     file = quote(plain(top.origin.source, 200))
-    known = f" --sha256 {top.origin.digest.removeprefix('sha256:')}" if top.origin.digest else ""
+    known = f" --digest {top.origin.digest}" if top.origin.digest else ""
     return f"import it again: poclab image import {image}:{tag} {file}{known}; or {backup}"
 
 

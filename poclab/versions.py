@@ -20,7 +20,7 @@ class ImageRow:
     Attributes:
         name: the image.
         tag: the tag.
-        digest: sha256 of the base disk.
+        digest: that of the base disk.
         created: when it was published.
         origin: how it came: "built", "imported" or "committed", and from what.
         size: bytes of the base disk's file.

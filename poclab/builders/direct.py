@@ -18,6 +18,7 @@ from poclab import container, disk, events
 from poclab.builders import esp, rootfs
 from poclab.builders.base import BuildRequest, Built, common_inputs, only_disks
 from poclab.builders.kernel import Bootable, find_bootable
+from poclab.digest import file_digest
 from poclab.errors import PoclabError, UsageError
 from poclab.names import shown
 from poclab.run import runner
@@ -67,7 +68,7 @@ class Direct:
         # mke2fs(8): -V prints its version to standard error.
         found["e2fsprogs"] = _first_line(runner().run(["mke2fs", "-V"], check=False).stderr)
         if loader is not None:
-            found["loader"] = disk.sha256(loader)
+            found["loader"] = file_digest(loader, "sha256")
         return found
 
     def build(self, request: BuildRequest) -> Built:

@@ -130,6 +130,10 @@ def import_(
     sha256: Annotated[
         str | None, typer.Option("--sha256", metavar="HEX", help="What the file must have.")
     ] = None,
+    digest: Annotated[
+        str | None,
+        typer.Option("--digest", metavar="DIGEST", help="The same as `image show` prints it."),
+    ] = None,
     disk: Annotated[
         str | None, typer.Option("--disk", metavar="NAME", help="Which disk of an OVA.")
     ] = None,
@@ -145,12 +149,14 @@ def import_(
     from poclab.store import Store
 
     name = Ref.parse(ref)
+    if sha256 and digest:
+        raise UsageError("--sha256 and --digest say the same twice", fix="give one of them")
     wish = Wish(
         source=importing.source(file),
         profile=profile,
         user=user,
         format=form,
-        sha256=sha256,
+        digest=digest or sha256,
         disk=disk,
         size_limit=importing.size(size_limit),
         choose=importing.chooser(),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poclab.manifest import base_volume
 from tests.support import hosts, labs
 from tests.support.hosts import Completed, Host
 from tests.support.onelab import OneLab, one_lab
@@ -55,7 +56,7 @@ def images(host: Host) -> dict[str, dict[str, Any]]:
 
 
 def base(host: Host, tag: str) -> str:
-    return f"base.{images(host)[tag]['digest'].removeprefix('sha256:')}.qcow2"
+    return base_volume(images(host)[tag]["digest"])
 
 
 def backing(host: Host, volume: str) -> str:

@@ -17,6 +17,7 @@ from poclab import container, disk, events
 from poclab.builders import rootfs
 from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
+from poclab.digest import file_digest
 from poclab.errors import PoclabError
 from poclab.units import MIB
 from tests.support import oddtree, podman
@@ -176,7 +177,7 @@ def test_networkd_starts_when_its_addresses_are_there(root: Root) -> None:
 def test_same_input_same_bytes(image: str, tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):
-        digests.add(disk.sha256(Direct().build(request(image, tmp_path / name)).disk))
+        digests.add(file_digest(Direct().build(request(image, tmp_path / name)).disk))
     assert len(digests) == 1
 
 

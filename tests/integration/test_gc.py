@@ -60,7 +60,7 @@ class World:
         self._rewrite("built", origin=Origin("built", "localhost/tiny"))
         # The newest is layered on another: qcow2 does not mind for these tests.
         below = self.bases["below"].removeprefix("base.").removesuffix(".qcow2")
-        self._rewrite("new", parents=(f"sha256:{below}",), created="2099-01-01T00:00:00Z")
+        self._rewrite("new", parents=(f"blake3:{below}",), created="2099-01-01T00:00:00Z")
         host.poclab("up", labs.lab_file(host, "calm", Vm("a", image="tiny:vm", kept=True)))
         theirs = FOREIGN.format(self._pool / self.bases["theirs"])
         host.virsh("define", str(host.write("theirs.xml", theirs)))

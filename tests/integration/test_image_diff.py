@@ -107,7 +107,7 @@ def test_imported_and_committed_versions(host: Host) -> None:
     assert "not shown: tiny:v1 was imported, and has no container image" in notes
     assert found["version origin"][1:] == ["imported tiny-v1.raw", "committed maker/a"]
     base = labs.base(host, "tiny:v1").removeprefix("base.").removesuffix(".qcow2")
-    assert found["version parents"] == ["added", "", f"sha256:{base}"]
+    assert found["version parents"] == ["added", "", f"blake3:{base}"]
     # The layer is all that is new: 64 KiB of one pattern, whose blocks are equal, and tables.
     change, old, new = found["disk in one only"]
     assert (change, old) == ("changed", 0)

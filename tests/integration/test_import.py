@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from poclab import disk, events
+from poclab import events
+from poclab.digest import file_digest
 from poclab.errors import PoclabError, UsageError
 from poclab.importer import Wish, import_disk
 from poclab.manifest import base_volume
@@ -66,7 +67,7 @@ def digest(path: Path) -> str:
 
 def test_a_raw_disk_becomes_a_version(store: Store, pool: DirectoryPool, raw: Path) -> None:
     before = digest(raw)
-    version = do(store, raw, sha256=before.upper())
+    version = do(store, raw, digest=before.upper())
     assert store.get(REF) == version
     assert version.virtual_size == 8 * MIB
     assert (version.profile, version.user) == (Profile.LEGACY, "admin")
@@ -74,7 +75,7 @@ def test_a_raw_disk_becomes_a_version(store: Store, pool: DirectoryPool, raw: Pa
     assert version.origin.source == "appliance.img"
     assert version.origin.digest == f"sha256:{before}"
     base = pool.root / base_volume(version.digest)
-    assert disk.sha256(base) == version.digest
+    assert file_digest(base) == version.digest
     qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, base)
     assert digest(raw) == before
     assert len(list(pool.root.iterdir())) == 2
@@ -117,7 +118,7 @@ def test_an_existing_version_is_refused_before_anything_is_read(store: Store, ra
 
 def test_another_file_than_the_one_meant(store: Store, pool: DirectoryPool, raw: Path) -> None:
     with pytest.raises(PoclabError, match="not the file that was meant") as error:
-        do(store, raw, sha256="sha256:" + "0" * 64)
+        do(store, raw, digest="sha256:" + "0" * 64)
     assert digest(raw) in error.value.why
     assert list(pool.root.iterdir()) == []
 
@@ -128,14 +129,17 @@ def test_a_file_of_holes_is_digested_only_when_that_is_asked_for(
     os.truncate(raw, 2 * GIB)
     assert do(store, raw).origin.digest == ""
     with pytest.raises(PoclabError, match="not the file that was meant"):
-        import_disk(store, Ref("win", "v2"), Wish(raw, sha256="0" * 64))
-    known = disk.sha256(raw)
-    assert import_disk(store, Ref("win", "v2"), Wish(raw, sha256=known)).origin.digest == known
+        import_disk(store, Ref("win", "v2"), Wish(raw, digest="0" * 64))
+    known = file_digest(raw, "sha256")
+    assert import_disk(store, Ref("win", "v2"), Wish(raw, digest=known)).origin.digest == known
     os.truncate(raw, GIB)
-    assert import_disk(store, Ref("win", "v3"), Wish(raw)).origin.digest == disk.sha256(raw)
+    assert import_disk(store, Ref("win", "v3"), Wish(raw)).origin.digest == file_digest(raw)
 
 
-@pytest.mark.parametrize("wrong", [{"sha256": "abc"}, {"sha256": "x" * 64}, {"format": "vmdq"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"digest": "abc"}, {"digest": "x" * 64}, {"digest": "md5:" + "0" * 64}, {"format": "vmdq"}],
+)
 def test_wrong_usage(wrong: dict[str, str], store: Store, raw: Path) -> None:
     with pytest.raises(UsageError):
         do(store, raw, **wrong)

@@ -81,7 +81,7 @@ def test_every_format(
     kind: str, store: Store, pool: DirectoryPool, raw: Path, tmp_path: Path
 ) -> None:
     source = made(tmp_path / "appliance, the:first.img", kind, raw)
-    version = do(store, source, sha256=digest(source), profile=None)
+    version = do(store, source, digest=digest(source), profile=None)
     same_content(pool, version, raw)
     assert version.origin.digest == f"sha256:{digest(source)}"
     assert version.origin.inputs["format"] in ("vmdk", "vdi", "vpc", "vhdx", "qcow2")
@@ -96,7 +96,7 @@ def test_standard_input(
 ) -> None:
     source = raw if kind == "raw" else made(tmp_path / "a.img", kind, raw)
     with source.open("rb") as file:
-        version = do(store, file, sha256=digest(source))
+        version = do(store, file, digest=digest(source))
     same_content(pool, version, raw)
     assert version.origin.digest == f"sha256:{digest(source)}"
     assert version.origin.source == "standard input"
@@ -120,7 +120,7 @@ def test_an_ova_is_read_where_it_lies(
     package = ova(tmp_path / "a,b.ova", inside)
     before = digest(package)
     with package.open("rb") as file:
-        version = do(store, file if stdin else package, sha256=before)
+        version = do(store, file if stdin else package, digest=before)
     same_content(pool, version, Path(f"{inside}.raw"))
     assert version.origin.digest == f"sha256:{before}"
     assert version.origin.inputs["disk"] == "disk 1.vmdk"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
+from poclab.manifest import base_volume
 from tests.support import labs
 from tests.support.hosts import Completed, Host
 from tests.support.onelab import OneLab, free_port, listens, one_lab
@@ -491,7 +492,7 @@ def test_what_a_foreign_domain_stands_on_is_no_garbage(lab: OneLab) -> None:
     host = lab.host
     raw = labs.store(host, "lent:v2")
     digest = json.loads(host.poclab("image", "ls", "lent", "-o", "json").stdout)[0]["digest"]
-    base = f"base.{digest.removeprefix('sha256:')}.qcow2"
+    base = base_volume(digest)
     directory = labs.look(host)["directory"]
     lent, stray = (f"overlay.{lab.name}.gone.0000000{n}.qcow2" for n in range(2))
     for name in (lent, stray):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import hosts, labs
+from tests.support.b3sum import hex_of
 from tests.support.hosts import Completed, Host
 from tests.support.onelab import OneLab, one_lab
 from tests.support.stops import told
@@ -93,7 +94,7 @@ def is_whole(lab: OneLab, ref: str, content: str = "") -> None:
     assert labs.leftovers(lab.host) == []
     (below,) = re.findall(r"/base\.([0-9a-f]{64})\.qcow2", found["backing"])
     disk = f"{found['directory']}/base.{below}.qcow2"
-    assert lab.host.run("sha256sum", disk).stdout.split()[0] == below
+    assert hex_of(lab.host, disk) == below
 
 
 @pytest.mark.parametrize("options", [(), ("--flatten",)], ids=["thin", "flat"])

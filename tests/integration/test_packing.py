@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import filesystems, labs
+from tests.support.b3sum import hex_of
 from tests.support.hosts import Host
 from tests.support.labs import MIB, Vm
 from tests.support.stops import told
@@ -46,9 +47,7 @@ def whole(host: Host, versions: dict[str, str]) -> None:
     directory = host.env["POCLAB_POOL_DIR"]
     for name in labs.look(host)["files"]:
         if name.startswith("base."):
-            read = "zstd -dcq" if name.endswith(".zst") else "cat"
-            done = host.run("sh", "-c", f'{read} "$1" | sha256sum', "sh", f"{directory}/{name}")
-            assert done.stdout.split()[0] in name
+            assert hex_of(host, f"{directory}/{name}", packed=name.endswith(".zst")) in name
 
 
 def test_older_versions_are_packed_and_come_back(host: Host, versions: dict[str, str]) -> None:
@@ -187,7 +186,7 @@ def test_a_member_of_the_group_brings_back_what_root_has_packed(
     done = libvirt_member.poclab("up", lab)
     assert "tiny:v1 was packed: back in" in done.stderr
     directory = labs.look(system_host)["directory"]
-    assert system_host.run("sha256sum", f"{directory}/{base}").stdout.split()[0] in base
+    assert hex_of(system_host, f"{directory}/{base}") in base
     assert f"{base}.zst" not in system_host.volumes()
     libvirt_member.poclab("down", "far", "--yes")
     system_host.poclab("image", "rm", "--yes", "tiny:v1", "tiny:v2")

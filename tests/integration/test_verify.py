@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support import hosts, labs
+from tests.support.b3sum import digest
 from tests.support.hosts import Host
 from tests.support.labs import Vm
 from tests.support.pool_files import files
@@ -101,17 +102,17 @@ def test_a_changed_byte_is_found_in_all_that_stand_on_it(host: Host, volume: Pat
     assert rows["thing:v1"]["result"] == "ok"
     found = damaged(rows)
     assert found.keys() == {"made:v1", "thing:stable", "thing:v2"}
-    assert found["thing:v2"].startswith("its disk was changed: its digest is sha256:")
+    assert found["thing:v2"].startswith("its disk was changed: its digest is blake3:")
     assert found["made:v1"].startswith(f"below it {volume.name} was changed")
     assert f"put {volume.name} back from a backup" in rows["made:v1"]["fix"]
     table = host.poclab("image", "verify", check=False).stdout.splitlines()
     assert len(table) == 5
     # The way out that it names, which mends all three: the same disk again.
     source = host.scratch / "thing-v2.raw"
-    known = host.run("sha256sum", str(source)).stdout.split()[0]
-    advised = f"poclab image import thing:NEWTAG thing-v2.raw --sha256 {known}"
+    known = digest(source.read_bytes())
+    advised = f"poclab image import thing:NEWTAG thing-v2.raw --digest {known}"
     assert advised in rows["thing:v2"]["fix"]
-    add = ("image", "import", "thing:again", str(source), "--sha256", known)
+    add = ("image", "import", "thing:again", str(source), "--digest", known)
     done = host.poclab(*add, "--profile", "legacy")
     assert f"{volume.name} was damaged, and is replaced by this disk" in done.stderr
     assert damaged(verify(host)) == {}

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from poclab.manifest import base_volume
 from tests.support import labs
+from tests.support.b3sum import hex_of
 from tests.support.hosts import Host
 from tests.support.stops import STATUS, told
 
@@ -28,10 +30,10 @@ class Images:
         """Every version that is listed has its base, and it is the one that was stored."""
         rows, files = self.seen()
         for row in rows:
-            base = f"base.{row['digest'].removeprefix('sha256:')}.qcow2"
+            base = base_volume(row["digest"])
             assert base in files
             path = f"{labs.look(self.host)['directory']}/{base}"
-            assert self.host.run("sha256sum", path).stdout.split()[0] in base
+            assert hex_of(self.host, path) in base
 
 
 def survive(host: Host, add: tuple[str, ...], ref: str, how: str, every: int = 1) -> None:

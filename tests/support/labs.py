@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from poclab.manifest import base_volume
 from tests.support.hosts import Completed, Host
 
 MIB = 1024**2
@@ -178,7 +179,7 @@ def base(host: Host, ref: str) -> str:
     name, _, tag = ref.partition(":")
     rows = json.loads(host.poclab("image", "ls", name, "-o", "json").stdout)
     (digest,) = [row["digest"] for row in rows if row["tag"] == tag]
-    return f"base.{digest.removeprefix('sha256:')}.qcow2"
+    return base_volume(digest)
 
 
 def scribble(host: Host, volume: str, pattern: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -32,6 +31,7 @@ from poclab.model import (
 from poclab.plan import Observed, Plan, Verb, plan
 from poclab.records import Stamp, volumes
 from poclab.virt.design import data_volume, overlay_volume
+from tests.support import b3sum
 
 GIB = 1024**3
 STAMP = Stamp("2026-01-02T03:04:05Z", "tester", "ssh-ed25519 AAAA lab")
@@ -39,7 +39,7 @@ STAMP = Stamp("2026-01-02T03:04:05Z", "tester", "ssh-ed25519 AAAA lab")
 
 def digest(ref: Ref) -> str:
     """A digest that differs from version to version."""
-    return f"sha256:{sha256(str(ref).encode()).hexdigest()}"
+    return b3sum.digest(str(ref).encode())
 
 
 def version(name: str = "shop:v1", **given: Any) -> Version:

@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-from hashlib import sha256
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from poclab import sharing
 from poclab.blocks import BLOCK
 from poclab.sharing import Disk
+from tests.support import b3sum
 
 # Runs of blocks: which one to begin with (0 is a hole), and how many.
 pieces = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), max_size=10)
@@ -54,7 +54,7 @@ def check(root: Path) -> int:
             for number, (runs, tail) in enumerate(disks):
                 path = work / str(number)
                 data = write(path, runs, tail)
-                disk = Disk("sha256:" + sha256(data).hexdigest(), path)
+                disk = Disk(b3sum.digest(data), path)
                 found = sharing.share(disk, [other for other, _ in before], str(root))
                 known = {
                     other[at : at + BLOCK]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from poclab.manifest import base_volume
 from tests.support import accounts, hosts
 from tests.support.hosts import Host
 
@@ -47,7 +48,7 @@ def build(host: Host, tags: Sequence[str] = TAGS) -> None:
     rows = json.loads(host.poclab("image", "ls", "shop", "-o", "json").stdout)
     directory = host.virsh("pool-dumpxml", "poclab").split("<path>")[1].split("<")[0]
     for row in rows:
-        disk = Path(directory) / f"base.{row['digest'].removeprefix('sha256:')}.qcow2"
+        disk = Path(directory) / base_volume(row["digest"])
         shutil.copyfile(disk, _kept() / f"{row['tag']}.qcow2")
         (_kept() / f"{row['tag']}.qcow2").chmod(0o644)
 

@@ -33,7 +33,7 @@ names = st.from_regex(r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
 tags = st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,8}", fullmatch=True)
 refs = st.builds(Ref, names, tags)
 sizes = st.integers(1, 100_000).map(lambda count: count * MIB)
-digests = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
+digests = st.from_regex(r"(blake3|sha256):[0-9a-f]{64}", fullmatch=True)
 macs = st.integers(0, 2**24 - 1).map(
     lambda number: f"52:54:00:{number >> 16:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
 )

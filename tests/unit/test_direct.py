@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from poclab import disk
 from poclab.builders import direct, esp, rootfs
 from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
 from poclab.builders.kernel import Bootable, Kernel, check_bootable, find_bootable, find_kernel
+from poclab.digest import file_digest
 from poclab.errors import PoclabError, UsageError
 from poclab.run import Runner, using
 from poclab.units import MIB
@@ -214,7 +214,7 @@ def in_child_as_nobody(action: Callable[[], object]) -> None:
 
 def test_the_file_system_is_the_same_for_every_user_and_every_time(tmp_path: Path) -> None:
     tar = oddtree.write(tmp_path / "t.tar", extra=200)
-    first = disk.sha256(ext4(tmp_path / "a", tar))
+    first = file_digest(ext4(tmp_path / "a", tar))
     # Not below tmp_path, which is closed to others.
     with tempfile.TemporaryDirectory() as name:
         common = Path(name)
@@ -222,8 +222,8 @@ def test_the_file_system_is_the_same_for_every_user_and_every_time(tmp_path: Pat
         shutil.copyfile(tar, common / "t.tar")
         (common / "t.tar").chmod(0o644)
         in_child_as_nobody(lambda: ext4(common / "b", common / "t.tar"))
-        assert disk.sha256(common / "b/disk") == first
-    assert disk.sha256(ext4(tmp_path / "c", tar)) == first
+        assert file_digest(common / "b/disk") == first
+    assert file_digest(ext4(tmp_path / "c", tar)) == first
 
 
 def test_the_host_s_own_xattrs_stay_on_the_host(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from poclab import disk, events
+from poclab.digest import file_digest
 from poclab.errors import PoclabError
 from poclab.formats import DiskInfo
 from poclab.units import GIB, MIB, TIB
@@ -336,13 +336,6 @@ def test_check_finds_damage(tmp_path: Path) -> None:
         disk.check(path)
 
 
-def test_sha256(tmp_path: Path) -> None:
-    data = os.urandom(3 * MIB + 7)
-    assert disk.sha256(_file(tmp_path / "a", data)) == f"sha256:{hashlib.sha256(data).hexdigest()}"
-    with pytest.raises(PoclabError, match="cannot be read"):
-        disk.sha256(tmp_path / "none")
-
-
 # --- layers -------------------------------------------------------------------------------
 
 
@@ -364,7 +357,7 @@ def test_a_copied_layer_has_all_above_its_base_and_nothing_of_it(
     for number in range(between):
         below = layered(tmp_path / f"{number}.qcow2", below, 2 + number, f"{number + 1}M")
     top = layered(tmp_path / "top.qcow2", below, 9, "6M", "16M")
-    before = disk.sha256(top)
+    before = file_digest(top)
     target = tmp_path / "layer.qcow2"
     disk.copy_layer(top, base, target)
     assert disk.backing_file(target) == "base.qcow2"
@@ -376,7 +369,7 @@ def test_a_copied_layer_has_all_above_its_base_and_nothing_of_it(
     )
     own = sum(item["length"] for item in lengths if item["depth"] == 0 and item["data"])
     assert own == (1 + between) * 64 * 1024
-    assert disk.sha256(top) == before
+    assert file_digest(top) == before
 
 
 def test_a_layer_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from poclab.manifest import base_volume, packed_volume, with_packed
 from poclab.model import Version
 from poclab.packing import DamagedError
 from poclab.units import MIB
-from tests.support import make
+from tests.support import b3sum, make
 
 
 def disk(path: Path, size: int = 3 * MIB) -> str:
@@ -26,7 +25,7 @@ def disk(path: Path, size: int = 3 * MIB) -> str:
         file.seek(MIB)
         file.write(os.urandom(100_000))
         file.truncate(size)
-    return "sha256:" + sha256(path.read_bytes()).hexdigest()
+    return b3sum.digest(path.read_bytes())
 
 
 def test_a_disk_comes_back_with_its_holes(tmp_path: Path) -> None:
@@ -37,7 +36,7 @@ def test_a_disk_comes_back_with_its_holes(tmp_path: Path) -> None:
     packing.unpack(packed, back, digest)
     assert back.read_bytes() == source.read_bytes()
     assert back.stat().st_blocks <= source.stat().st_blocks + 256
-    assert packing.packed_digest(packed) == digest
+    assert packing.packed_digest(packed, digest) == digest
 
 
 def test_others_can_read_it(tmp_path: Path) -> None:
@@ -55,7 +54,7 @@ def test_every_content_comes_back(
     work = tmp_path_factory.mktemp("pack")
     content = data + bytes(zeros * 65536) + data[::2]
     (work / "disk").write_bytes(content)
-    digest = "sha256:" + sha256(content).hexdigest()
+    digest = b3sum.digest(content)
     packing.pack(work / "disk", work / "packed", digest)
     packing.unpack(work / "packed", work / "back", digest)
     assert (work / "back").read_bytes() == content
@@ -105,7 +104,7 @@ def test_a_large_window_does_not_take_the_memory(tmp_path: Path) -> None:
     argv = ["zstd", "-q", "-1", "--long=29", str(source), "-o", str(tmp_path / "huge")]
     subprocess.run(argv, check=True, timeout=60)
     with pytest.raises(DamagedError):
-        packing.packed_digest(tmp_path / "huge")
+        packing.packed_digest(tmp_path / "huge", "blake3")
 
 
 # --- which --------------------------------------------------------------------------------

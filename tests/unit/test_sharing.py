@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from poclab import blocks, sharing
 from poclab.blocks import BLOCK, DIGEST, Run, Window
 from poclab.sharing import Disk
+from tests.support import b3sum
 
 # A block by its letter; 0 is zeros.
 Letters = Sequence[int]
@@ -129,7 +130,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def disk(path: Path, found: Letters) -> Disk:
     path.write_bytes(content(found))
-    return Disk("sha256:" + sha256(path.read_bytes()).hexdigest(), path)
+    return Disk(b3sum.digest(path.read_bytes()), path)
 
 
 def share(tmp_path: Path, new: Letters, *others: Letters) -> int:
@@ -162,7 +163,7 @@ def test_wrong_digests_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # The cache says of the other disk what is not so.
     mine, theirs = (tmp_path / name for name in ("new", "other0"))
     (cache,) = (tmp_path / "cache/poclab/blocks").iterdir()
-    hexes = [sha256(path.read_bytes()).hexdigest() for path in (mine, theirs)]
+    hexes = [b3sum.digest(path.read_bytes()).partition(":")[2] for path in (mine, theirs)]
     (cache / hexes[1]).write_bytes((cache / hexes[0]).read_bytes())
     assert share(tmp_path, [1, 2], [3, 4]) == 0
     assert kernel.calls

@@ -1,21 +1,19 @@
-"""Standard input to a sparse file, and digests that skip holes."""
+"""Standard input to a sparse file."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import pytest
 
-from poclab.digest import Wanted, computing
 from poclab.errors import PoclabError
 from poclab.spool import spool
 from poclab.units import GIB, KIB, MIB
+from tests.support import b3sum
 from tests.support.disks import raw
 
 CONTENTS = {
@@ -34,7 +32,7 @@ def test_spools(name: str, tmp_path: Path) -> None:
     target = tmp_path / "out"
     found = spool(io.BytesIO(data), target, raw=True)
     assert target.read_bytes() == data
-    assert found == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert found == b3sum.digest(data)
     assert target.stat().st_mode & 0o777 == 0o600
 
 
@@ -92,54 +90,3 @@ def test_leaves_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(PoclabError, match="no room"):
         spool(io.BytesIO(bytes(MIB)), tmp_path / "out", raw=True)
-
-
-def sparse(path: Path) -> Path:
-    """Hole, data, hole, data, hole; the last hole ends within a block."""
-    with path.open("wb") as file:
-        for at in (3 * MIB, 9 * MIB + 4096):
-            file.seek(at)
-            file.write(os.urandom(MIB + 5))
-        file.truncate(13 * MIB + 77)
-    return path
-
-
-def test_digests_of_a_file_with_holes_and_of_parts(tmp_path: Path) -> None:
-    path = sparse(tmp_path / "a")
-    data = path.read_bytes()
-    wanted = (
-        Wanted("sha256"),
-        Wanted("sha1", 3 * MIB - 5, 2 * MIB),
-        Wanted("sha512", 9 * MIB, 1),
-        Wanted("sha256", 13 * MIB + 70),
-        Wanted("sha256", 5, 0),
-    )
-    with computing(path, *wanted) as running:
-        found = running.results()
-    for one, result in zip(wanted, found, strict=True):
-        end = None if one.size is None else one.offset + one.size
-        assert result == hashlib.new(one.algorithm, data[one.offset : end]).hexdigest()
-
-
-def test_an_early_end_ends_the_thread(tmp_path: Path) -> None:
-    path = tmp_path / "large"
-    with path.open("wb") as file:
-        file.truncate(1 << 40)
-    before = threading.active_count()
-
-    def interrupted() -> None:
-        with computing(path, Wanted("sha256")):
-            assert threading.active_count() == before + 1
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert threading.active_count() == before
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with (
-        computing(tmp_path / "none", Wanted("sha256")) as running,
-        pytest.raises(PoclabError, match="cannot be read"),
-    ):
-        running.results()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +15,7 @@ from poclab.manifest import base_volume, manifest_volume, ref_of
 from poclab.model import Origin, Ref, Version
 from poclab.store import Stored
 from poclab.verify import Content, advice, broken_manifest, fault, read
-from tests.support import make, strategies
+from tests.support import b3sum, make, strategies
 
 PARENT = "sha256:" + "5" * 64
 
@@ -31,7 +30,7 @@ def header(size: int, backing: str = "") -> bytes:
 
 def stored(content: bytes, size: int, parents: tuple[str, ...] = ()) -> Version:
     """A version whose disk has this content."""
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    digest = b3sum.digest(content)
     return replace(
         make.version(), digest=digest, size=len(content), virtual_size=size, parents=parents
     )
@@ -46,7 +45,7 @@ def pieces(content: bytes, cuts: list[int]) -> Iterator[bytes]:
 
 
 def seen(content: bytes) -> Content:
-    return read([content], "x")
+    return read([content], "blake3", "x")
 
 
 @given(st.binary(max_size=3000), st.lists(st.integers(1, 700)), st.integers(1, 2**62))
@@ -54,7 +53,7 @@ def test_what_is_read_does_not_depend_on_how_it_comes(
     tail: bytes, cuts: list[int], size: int
 ) -> None:
     content = header(size, "base.qcow2") + tail
-    found = read(pieces(content, cuts), "x")
+    found = read(pieces(content, cuts), "blake3", "x")
     assert found == seen(content)
     assert found.head is not None
     assert found.head.virtual_size == size
@@ -111,7 +110,7 @@ def test_what_helps_goes_by_the_origin() -> None:
     assert "poclab image build shop --tag v1;" in advice(built, built.digest, gone=True)
     imported = by("imported", "my disk.vhdx", "sha256:" + "7" * 64)
     said = advice(imported, imported.digest)
-    assert f"poclab image import shop:NEWTAG 'my disk.vhdx' --sha256 {'7' * 64};" in said
+    assert f"poclab image import shop:NEWTAG 'my disk.vhdx' --digest sha256:{'7' * 64};" in said
     for version in (by("committed", "acme/vm1"), None):
         assert advice(version, built.digest) == f"put {base} back from a backup"
 
