@@ -11,7 +11,7 @@ from statistics import median
 from bench.measure import MeasurementError, Series, interleaved
 from poclab.model import Lab
 from poclab.plan import Observed
-from poclab.schema import load_lab
+from poclab.schema.lab import load_lab
 from tests.support.make import applied, observed, planned
 
 SIZES = (50, 100, 200, 400)

@@ -16,10 +16,10 @@ from poclab.builders.choose import NAMES as BUILDERS
 from poclab.container import ImageInfo
 from poclab.earlier import SECONDS, Earlier
 from poclab.errors import PoclabError, UsageError
-from poclab.imagefile import ImageFile
 from poclab.model import Origin, Ref, Version
 from poclab.names import check_tag
 from poclab.run import CommandFailed, runner
+from poclab.schema.image import ImageFile
 from poclab.store import Store
 from poclab.units import format_seconds, format_size
 

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from poclab import container, events
 from poclab.errors import PoclabError
-from poclab.imagefile import ImageFile
 from poclab.model import Ref, Version
 from poclab.run import runner
+from poclab.schema.image import ImageFile
 from poclab.store import Store
 
 # The label with the seconds that the disk took: what the next one is expected to take.

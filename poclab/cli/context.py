@@ -193,7 +193,7 @@ def image_directory(text: str) -> Path:
 
 def load_lab(text: str) -> Lab:
     """Read the lab file that `up` was given."""
-    from poclab.schema import load_lab as load
+    from poclab.schema.lab import load_lab as load
 
     return load(lab_file(text))
 

@@ -48,9 +48,9 @@ def build(
 ) -> None:
     """Build a container image, make a bootable disk of it, store it as a version."""
     from poclab.build import build_image
-    from poclab.imagefile import load_image
     from poclab.images import collect
     from poclab.inactive import pack_older
+    from poclab.schema.image import load_image
     from poclab.store import Store
 
     check_tag(tag)

@@ -222,7 +222,7 @@ def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Lab files.")],
 ) -> None:
     """Check lab files without a host; all faults of all files in one go."""
-    from poclab.schema import load_lab
+    from poclab.schema.lab import load_lab
 
     faults: list[PoclabError] = []
     for path in files:
@@ -247,8 +247,8 @@ def schema(
     import json
 
     from poclab.errors import UsageError
-    from poclab.imagefile import image_json_schema
-    from poclab.schema import json_schema
+    from poclab.schema.image import image_json_schema
+    from poclab.schema.lab import json_schema
 
     makers = {"lab": json_schema, "image": image_json_schema}
     if kind not in makers:

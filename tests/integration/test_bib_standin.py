@@ -18,9 +18,9 @@ import pytest
 from poclab import events
 from poclab.build import build_image
 from poclab.errors import PoclabError
-from poclab.imagefile import load_image
 from poclab.manifest import base_volume
 from poclab.model import Ref
+from poclab.schema.image import load_image
 from tests.support import builds, podman
 from tests.support.builder_standin import make
 from tests.support.builds import (

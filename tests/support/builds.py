@@ -14,9 +14,9 @@ import pytest
 
 from poclab import events
 from poclab.build import build_image
-from poclab.imagefile import ImageFile, load_image
 from poclab.manifest import base_volume
 from poclab.model import Version
+from poclab.schema.image import ImageFile, load_image
 from poclab.store import Store
 from tests.support import podman
 from tests.support.dirpool import DirectoryPool

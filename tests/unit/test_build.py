@@ -15,9 +15,9 @@ from poclab.build import build_image, new_log, verified_size
 from poclab.builders.base import BuildRequest, Built, common_inputs
 from poclab.earlier import INPUTS, SECONDS
 from poclab.errors import PoclabError, UsageError
-from poclab.imagefile import ImageFile
 from poclab.model import Origin, Profile, Ref, Version
 from poclab.run import using
+from poclab.schema.image import ImageFile
 from poclab.store import Store
 from tests.support.dirpool import DirectoryPool
 from tests.support.fake_podman import FakePodman

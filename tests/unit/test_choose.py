@@ -10,8 +10,8 @@ from poclab.builders import osbuild
 from poclab.builders.choose import NAMES, builder_for
 from poclab.container import ImageInfo
 from poclab.errors import UsageError
-from poclab.imagefile import BUILDERS
 from poclab.run import using
+from poclab.schema.image import BUILDERS
 from tests.support.fake_podman import FakePodman
 
 BOOTC = {"containers.bootc": "1"}

@@ -12,8 +12,8 @@ import pytest
 from poclab.builders.base import BuildRequest
 from poclab.builders.bootc import check_request
 from poclab.builders.source import LABEL
-from poclab.imagefile import load_image
-from poclab.schema import load_lab
+from poclab.schema.image import load_image
+from poclab.schema.lab import load_lab
 from tests.support import containerfile
 from tests.support.containerfile import LINT, faults, steps
 from tests.support.make import brought_up, observed, planned

@@ -12,10 +12,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poclab import imagefile, units
+from poclab import units
 from poclab.errors import PoclabError, Problems, UsageError
-from poclab.imagefile import ImageFile
 from poclab.model import Profile
+from poclab.schema import image as imagefile
+from poclab.schema.image import ImageFile
 from tests.unit.test_schema import LEAVES, flow, keys_of
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("names", "units", "config", "events", "files", "run"),
     ("model",),
-    ("yamltree", "leaves", "fields", "references", "schema", "imagefile"),
+    ("schema",),
     (
         "virt",
         "manifest",

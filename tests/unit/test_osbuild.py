@@ -15,8 +15,8 @@ from poclab.builders import blueprint, osbuild, privileged, source
 from poclab.builders.base import ANACONDA_ISO, BOOTC_INSTALLER, GENERIC_ISO, BuildRequest
 from poclab.builders.osbuild import BIB, IMAGE_BUILDER, Osbuild
 from poclab.errors import PoclabError, UsageError
-from poclab.imagefile import load_image
 from poclab.run import Result, using
+from poclab.schema.image import load_image
 from poclab.units import GIB, MIB
 from tests.support.fake_podman import INITRAMFS, KERNEL, FakePodman
 

@@ -15,9 +15,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poclab import schema, units
+from poclab import units
 from poclab.errors import PoclabError, Problems, UsageError
 from poclab.model import DataDisk, Forward, Lab, Mode, Network, Nic, Ready, Ref, Vm
+from poclab.schema import lab as schema
 from tests.unit.test_names import BAD_NAMES
 
 ROOT = Path(__file__).parents[2]

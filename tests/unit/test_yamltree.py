@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poclab import yamltree
 from poclab.errors import PoclabError, Problems, UsageError
-from poclab.yamltree import MappingNode, Scalar, Sequence
+from poclab.schema import yamltree
+from poclab.schema.yamltree import MappingNode, Scalar, Sequence
 
 # Both, as the second is all there is where PyYAML was built without libyaml.
 LOADERS: list[Any] = [yaml.CSafeLoader, yaml.SafeLoader]

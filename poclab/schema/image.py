@@ -9,11 +9,12 @@ from typing import Annotated
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from poclab import fields, leaves, names, yamltree
-from poclab.fields import OptionalDiskSize, Strict, Text, choice_schema, leaf, text_schema
+from poclab import names
 from poclab.model import Profile
 from poclab.names import shown
-from poclab.yamltree import Document, Fault, Scalar
+from poclab.schema import fields, leaves, yamltree
+from poclab.schema.fields import OptionalDiskSize, Strict, Text, choice_schema, leaf, text_schema
+from poclab.schema.yamltree import Document, Fault, Scalar
 
 FILE_NAME = "image.yaml"
 KIND = "image file"

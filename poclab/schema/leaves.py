@@ -16,7 +16,7 @@ from poclab import names, units
 from poclab.errors import UsageError
 from poclab.model import Forward, Ref
 from poclab.names import shown
-from poclab.yamltree import Scalar
+from poclab.schema.yamltree import Scalar
 
 T = TypeVar("T")
 

@@ -13,10 +13,11 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
 
-from poclab import leaves, units, yamltree
-from poclab.leaves import USER_PATTERN, flag, scalar, size, unknown, whole
+from poclab import units
 from poclab.names import shown
-from poclab.yamltree import Document, Fault, MappingNode, Node, Scalar
+from poclab.schema import leaves, yamltree
+from poclab.schema.leaves import USER_PATTERN, flag, scalar, size, unknown, whole
+from poclab.schema.yamltree import Document, Fault, MappingNode, Node, Scalar
 
 M = TypeVar("M", bound="Strict")
 

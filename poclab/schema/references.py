@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
-from poclab import leaves
-from poclab.leaves import unknown
 from poclab.names import shown
-from poclab.yamltree import Entry, Fault, MappingNode, Node, Scalar, Sequence, path_text
+from poclab.schema import leaves
+from poclab.schema.leaves import unknown
+from poclab.schema.yamltree import Entry, Fault, MappingNode, Node, Scalar, Sequence, path_text
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]

@@ -19,8 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from poclab import fields, leaves, model, names, references, yamltree
-from poclab.fields import (
+from poclab import model, names
+from poclab.schema import fields, leaves, references, yamltree
+from poclab.schema.fields import (
     Cpus,
     DiskSize,
     Flag,
@@ -34,7 +35,7 @@ from poclab.fields import (
     leaf,
     text_schema,
 )
-from poclab.yamltree import Scalar
+from poclab.schema.yamltree import Scalar
 
 MAX_VMS = 1000
 MAX_NETWORKS = 64
