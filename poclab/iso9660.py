@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,12 @@ def read(path: Path) -> Volume:
                 elif sector[0] == _BOOT and sector[7:39].rstrip(b"\0") == _EL_TORITO:
                     bootable = True
     except OSError as error:
-        raise PoclabError(f"{path} cannot be read", why=f"{error.strerror}") from error
+        fix = "make one: poclab image iso NAME:TAG -o FILE" if error.errno == errno.ENOENT else ""
+        raise PoclabError(f"{path} cannot be read", why=f"{error.strerror}", fix=fix) from error
     if label is None:
-        raise PoclabError(f"{path} is no ISO image", why="there is no ISO 9660 volume in it")
+        raise PoclabError(
+            f"{path} is no ISO image",
+            why="there is no ISO 9660 volume in it",
+            fix="make one: poclab image iso NAME:TAG -o FILE",
+        )
     return Volume(label, bootable, hybrid)

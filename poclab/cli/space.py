@@ -45,7 +45,7 @@ def _summary(rows: list[SpaceRow]) -> str:
     *_, garbage, total = rows
     text = f"{output.size(total.allocated)} on the disk"
     if total.allocated:
-        text += f", {total.full / total.allocated:.1f} times that as full snapshots"
+        text += f"; as full snapshots it would be {output.size(total.full)}"
     if garbage.unique is None:
         return f"{text}; garbage: {output.size(garbage.allocated)}"
     return f"{text}; `poclab gc` would free {output.size(garbage.unique)}"

@@ -49,4 +49,5 @@ def drop(
             targets = [find_vm(there, name, lab) for name in vms or ()]
         count = drop_states(host, {vm.record.path for vm in targets}, to)
     if not context.options().quiet:
-        output.tell(f"{count} warm state{'' if count == 1 else 's'} deleted")
+        many = f"{count} warm state{'' if count == 1 else 's'} deleted"
+        output.tell(many if count else "there was no such warm state")
