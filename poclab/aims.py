@@ -8,6 +8,7 @@ from typing import Protocol
 
 from poclab.errors import PoclabError
 from poclab.find import Target
+from poclab.marks import Mark, Marked, Marks
 from poclab.model import Ref, Version
 from poclab.names import check_tag
 from poclab.records import previous
@@ -64,30 +65,112 @@ def same(targets: Sequence[Target], store: Versions) -> Aims:
     return Aims({each.path: Aim(store.get(each.vm.record.version)) for each in targets})
 
 
-def tagged(tag: str) -> Choice:
-    """The version of each VM's image that has a tag.
+def to(name: str, marks: Callable[[], Marks] = Marks) -> Choice:
+    """What a mark of each VM's lab names, or the version of its image that has a tag.
 
-    VMs of whole labs whose image has none are left alone, as long as another has one.
+    VMs of whole labs that neither says anything of are left alone, as long as there is another.
+
+    Args:
+        name: of a mark or a tag.
+        marks: reads what marks there are, once the labs are locked.
 
     Raises:
-        UsageError: the text is no tag.
+        UsageError: the text is neither.
     """
-    check_tag(tag)
+    check_tag(name)
 
     def choose(targets: Sequence[Target], store: Versions) -> Aims:
-        refs = {each.path: Ref(each.vm.record.version.image, tag) for each in targets}
-        there = {ref for ref in set(refs.values()) if store.has(ref)}
-        aims = {
-            each.path: Aim(store.get(refs[each.path]))
-            for each in targets
-            if each.named or refs[each.path] in there
-        }
-        if not aims:
-            raise _nowhere(tag, refs, store)
-        left = (each for each in targets if each.path not in aims)
-        return Aims(aims, tuple(f"{_stays(each)}: its image has no {tag}" for each in left))
+        known = marks()
+        found: dict[str, Mark] = {}
+        for lab in sorted({each.vm.record.lab for each in targets}):
+            if mark := known.find(lab, name):
+                found[lab] = mark
+        aims: dict[str, Aim] = {}
+        notes: list[str] = []
+        for lab, mark in found.items():
+            own = [each for each in targets if each.vm.record.lab == lab]
+            _refuse_both(mark, own, store)
+            aims |= {each.path: aim for each in own if (aim := _of_mark(mark, each, store))}
+            notes += _around(mark, own, aims)
+        rest = [each for each in targets if each.vm.record.lab not in found]
+        tagged = _tagged(name, rest, store)
+        if not aims and not tagged:
+            raise _nowhere(name, targets, store, known)
+        left = (each for each in rest if each.path not in tagged)
+        notes += [f"{_stays(each)}: its image has no {name}" for each in left]
+        return Aims(aims | tagged, tuple(notes))
 
     return choose
+
+
+def _tagged(tag: str, targets: Sequence[Target], store: Versions) -> dict[str, Aim]:
+    """The VMs whose image has a tag; those that were named must have it."""
+    refs = {each.path: Ref(each.vm.record.version.image, tag) for each in targets}
+    there = {ref for ref in set(refs.values()) if store.has(ref)}
+    return {
+        each.path: Aim(store.get(refs[each.path]))
+        for each in targets
+        if each.named or refs[each.path] in there
+    }
+
+
+def _refuse_both(mark: Mark, targets: Sequence[Target], store: Versions) -> None:
+    """See that a mark can be meant alone, and that it names anything."""
+    for image in sorted({each.vm.record.version.image for each in targets}):
+        if store.has(Ref(image, mark.name)):
+            raise PoclabError(
+                f"{mark.name} is a mark of {mark.lab} and a tag of {image}",
+                why="nothing says which of the two is meant",
+                fix=f"poclab unmark {mark.lab} {mark.name}, or give the version another tag:"
+                f" poclab image tag {image}:{mark.name} {image}:TAG, then `image rm`",
+            )
+    if not mark.vms:
+        raise PoclabError(
+            f"the mark {mark.name} of {mark.lab} is incomplete",
+            why="`poclab mark` was stopped before all its versions were made",
+            fix=f"poclab mark {mark.lab} {mark.name} --commit goes on from there",
+        )
+
+
+def _of_mark(mark: Mark, target: Target, store: Versions) -> Aim | None:
+    marked = mark.of(target.vm.record.name)
+    if marked:
+        return Aim(_exactly(mark, marked, store), f"reset to {mark.name}")
+    if target.named:
+        raise PoclabError(
+            f"{target.path} is not in the mark {mark.name}",
+            why=f"it names {', '.join(item.vm for item in mark.vms)}",
+            fix="reset it to a tag, or mark the lab anew",
+        )
+    return None
+
+
+def _exactly(mark: Mark, marked: Marked, store: Versions) -> Version:
+    """The very version that a mark names."""
+    version = store.get(marked.version) if store.has(marked.version) else None
+    if version and version.digest == marked.digest:
+        return version
+    why = f"it was made anew {version.created}" if version else "it is not there"
+    raise PoclabError(
+        f"{marked.version} is not what the mark {mark.name} of {mark.lab} names",
+        why=f"the one it names was removed; {why}" if version else why,
+        fix=f"reset {mark.lab}/{marked.vm} to a tag, then"
+        f" poclab mark {mark.lab} {mark.name} --force",
+    )
+
+
+def _around(mark: Mark, targets: Sequence[Target], aims: Mapping[str, Aim]) -> list[str]:
+    """How a whole lab and a mark differ, in lines."""
+    lines = [
+        f"{_stays(each)}: the mark {mark.name} does not name it"
+        for each in targets
+        if each.path not in aims
+    ]
+    if not all(each.named for each in targets):
+        there = {each.vm.record.name for each in targets}
+        gone = (item for item in mark.vms if item.vm not in there)
+        lines += [f"{mark.lab}/{x.vm} is in the mark {mark.name}, and not there" for x in gone]
+    return lines
 
 
 def back(targets: Sequence[Target], store: Versions) -> Aims:
@@ -121,15 +204,19 @@ def _stays(target: Target) -> str:
     return f"{target.path} stays on {target.vm.record.version}"
 
 
-def _nowhere(tag: str, refs: Mapping[str, Ref], store: Versions) -> PoclabError:
-    """That no image of the VMs has a tag; there is at least one VM."""
-    labs = sorted({path.partition("/")[0] for path in refs})
-    have: dict[str, list[str]] = {image: [] for image in sorted({x.image for x in refs.values()})}
+def _nowhere(name: str, targets: Sequence[Target], store: Versions, marks: Marks) -> PoclabError:
+    """That neither an image of the VMs nor a lab of theirs has a tag or mark of a name."""
+    labs = sorted({each.vm.record.lab for each in targets})
+    images = sorted({each.vm.record.version.image for each in targets})
+    have: dict[str, list[str]] = {image: [] for image in images}
     for version in store.versions():
         have.get(version.ref.image, []).append(version.ref.tag)
-    why = "; ".join(
-        f"{image} has {', '.join(tags) or 'no version'}" for image, tags in have.items()
-    )
+    parts = [f"{image} has {', '.join(tags) or 'no version'}" for image, tags in have.items()]
+    for lab in labs:
+        known = [mark.name for mark in marks.marks if mark.lab == lab]
+        parts += [f"lab {lab} has the marks {', '.join(known)}"] if known else []
     return PoclabError(
-        f"no image of {', '.join(labs)} has {tag}", why=why, fix="choose one of these tags"
+        f"no image of {', '.join(labs)} has {name}",
+        why="; ".join(parts),
+        fix="choose one of these",
     )

@@ -19,7 +19,7 @@ from poclab.find import find_vm
 from poclab.images import collect
 from poclab.labhost import LabHost
 from poclab.manifest import base_volume, bases
-from poclab.model import ObservedVm, Origin, Ref, State, Version
+from poclab.model import ObservedVm, Origin, Ref, State, Version, VmRecord
 from poclab.units import format_seconds
 from poclab.virt.host import Host
 from poclab.virt.pool import LocalPool
@@ -40,6 +40,7 @@ class Wish:
         shut_down: shut the VM down first if it runs, and start it afterwards.
         flatten: make a disk that stands alone.
         quiesce: have a guest that runs write everything out first.
+        otherwise: what else helps when its agent does not do that; by default to shut it down.
     """
 
     ref: Ref
@@ -47,6 +48,7 @@ class Wish:
     shut_down: bool = False
     flatten: bool = False
     quiesce: bool = True
+    otherwise: str = ""
 
 
 def commit(host: Host, target: ObservedVm, wish: Wish) -> Version:
@@ -64,7 +66,34 @@ def commit(host: Host, target: ObservedVm, wish: Wish) -> Version:
     lab = target.record.lab
     with lock.hold(lab, uri=host.uri, doing=f"poclab commit in {lab}"):
         # Once more, now that the lab is locked.
-        return _Work(host, find_vm(host.vms(), target.record.path), wish).run()
+        return commit_held(host, find_vm(host.vms(), target.record.path), wish)
+
+
+def commit_held(host: Host, vm: ObservedVm, wish: Wish) -> Version:
+    """Do what `commit` does, with the VM's lab locked by the caller."""
+    return _Work(host, vm, wish).run()
+
+
+def check(host: Host, vm: ObservedVm, wish: Wish) -> None:
+    """See that a VM can be committed, with its lab locked and what was interrupted put right.
+
+    Raises:
+        PoclabError: it cannot.
+    """
+    _Work(host, vm, wish).check()
+
+
+def begun(host: Host, vm: ObservedVm, ref: Ref) -> bool:
+    """Whether a version was made of a VM as it is now, and the VM is still to be put on it."""
+    return _Work(host, vm, Wish(ref)).begun()
+
+
+def room(host: Host, record: VmRecord) -> int:
+    """Bytes that a version of a VM's system disk takes in the pool, at most."""
+    below = [item.volume for item in record.frozen if not item.disk]
+    if 1 + len(bases(record)) > CHAIN_LIMIT:
+        below += bases(record)
+    return sum(host.pool.stat(name).allocated for name in (record.overlay, *below))
 
 
 class _Work:
@@ -88,8 +117,7 @@ class _Work:
         version = self._interrupted(directory)
         if version is None:
             self._lab.sweep()
-            self._store.refuse_existing(self._wish.ref)
-            self._check_state()
+            self._refuse()
             if self._vm.active and not self._wish.shut_down:
                 version = self._made_live(directory)
             else:
@@ -102,7 +130,19 @@ class _Work:
             self._start()
         return version
 
+    def check(self) -> None:
+        if self._interrupted(self._directory()) is None:
+            self._refuse()
+            self._lab.check_sizes(self._record)
+
+    def begun(self) -> bool:
+        return self._interrupted(self._directory()) is not None
+
     # --- what is there -------------------------------------------------------------------
+
+    def _refuse(self) -> None:
+        self._store.refuse_existing(self._wish.ref)
+        self._check_state()
 
     def _directory(self) -> Path:
         if not isinstance(self._host.pool, LocalPool):
@@ -133,7 +173,8 @@ class _Work:
 
     def _check_state(self) -> None:
         record, vm = self._record, self._vm
-        again = f"poclab commit {record.path} --as {self._wish.ref}"
+        again = f"poclab commit {record.path} --as {self._wish.ref} --shutdown"
+        otherwise = self._wish.otherwise or f"shut it down for this: {again}"
         if vm.live and vm.live.overlay != record.overlay:
             raise PoclabError(
                 f"{record.path} runs on a disk it is to leave",
@@ -155,7 +196,8 @@ class _Work:
                 fix=f"start it, so that it goes on: virsh start {record.domain}",
             )
         if live:
-            livecommit.refuse_silent(self._lab, vm, quiesce=self._wish.quiesce, again=again)
+            quiesce = self._wish.quiesce
+            livecommit.refuse_silent(self._lab, vm, quiesce=quiesce, otherwise=otherwise)
 
     # --- the version ---------------------------------------------------------------------
 

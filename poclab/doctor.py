@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poclab.errors import PoclabError
+from poclab.marks import Marks
 from poclab.run import runner
 from poclab.units import GIB, format_size
 from poclab.virt.host import Host, connect
@@ -95,6 +96,7 @@ def _libvirt(uri: str | None, accel: str) -> Iterator[Check]:
                 ("acceleration", _acceleration),
                 ("storage pool", _pool),
                 ("leftovers", _leftovers),
+                ("marks", _marks),
             ):
                 yield _guarded(name, host, check)
     except PoclabError as error:
@@ -172,6 +174,14 @@ def _leftovers(host: Host) -> Check:
         help_ = f"{count} of interrupted commands: `poclab gc` removes them"
         return Check("leftovers", "note", help_)
     return Check("leftovers", "ok", "none")
+
+
+def _marks(host: Host) -> Check:
+    found = Marks.of(host.pool)
+    if found.unreadable:
+        errors = [lost.error() for lost in found.unreadable]
+        return Check("marks", "note", "; ".join(f"{each.what}: {each.fix}" for each in errors))
+    return Check("marks", "ok", f"{len(found.marks)}")
 
 
 def _subordinate_ids() -> Check:

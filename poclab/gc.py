@@ -16,6 +16,7 @@ from poclab.errors import PoclabError
 from poclab.images import Orphan, collect, orphans, used_volumes
 from poclab.labhost import LabHost
 from poclab.manifest import BASE, MANIFEST, base_volume, bases, version_volumes
+from poclab.marks import Marks
 from poclab.model import Ref, Version
 from poclab.records import volumes
 from poclab.store import Store
@@ -192,7 +193,13 @@ def _old(
     if store.has_newer():
         events.warning("no version is removed: a newer poclab made some that this one cannot read")
         return versions, [], used
+    marks = Marks.of(host.pool)
+    if marks.unreadable:
+        error = marks.unreadable[0].error()
+        events.warning(f"no version is removed: {error.what}: {error.why}; {error.fix}")
+        return versions, [], used
     wanted = {record.wanted for vm in vms for record in (vm.record, vm.running)}
+    wanted |= {item.ref for item in versions if any(marks.naming(item))}
     return versions, excess(versions, used, wanted, wish.keep, precious=wish.precious), used
 
 
@@ -212,7 +219,7 @@ def excess(
     Args:
         versions: all versions.
         used: volumes that domains stand on.
-        wanted: versions that VMs were asked to be on, wherever they are now.
+        wanted: versions that VMs were asked to be on, wherever they are now, or that marks name.
         keep: how many disks of each image stay in any case.
         precious: whether versions may go that cannot be built again.
     """

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from poclab import events
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases
+from poclab.marks import Marks
 from poclab.model import Foreign, ObservedVm, Ref, Version
 from poclab.protection import refuse_protected
 from poclab.records import PASSING, garbage
 from poclab.store import Store
-from poclab.versions import users
+from poclab.versions import standing_on
 from poclab.virt.host import Host
 from poclab.warmstate import Shelf
 
@@ -21,7 +22,7 @@ def remove(host: Host, refs: Sequence[Ref]) -> None:
     """Remove versions that no VM stands on; all of them, or none when one is to stay.
 
     Raises:
-        PoclabError: one of them is not there, it is protected, or VMs stand on it.
+        PoclabError: one of them is not there, it is protected, VMs stand on it or a mark names it.
     """
     store = Store(host.pool, host.uri)
     with store.changing():
@@ -29,8 +30,10 @@ def remove(host: Host, refs: Sequence[Ref]) -> None:
         versions = [store.get(ref) for ref in refs]
         vms, foreign = host.vms(), host.foreign()
         stay = [other for other in store.versions() if other.ref not in refs]
+        marks = Marks.of(host.pool)
         for version in versions:
             _refuse_needed(version, vms, foreign, stay)
+            _refuse_marked(version, marks)
         for ref in refs:
             store.remove(ref, used_volumes(vms, foreign))
             events.note(f"{ref} is removed")
@@ -43,7 +46,7 @@ def _refuse_needed(
 ) -> None:
     """See that a version may be removed; `stay` are the versions that will be there then."""
     refuse_protected(version)
-    used = [vm.record.path for vm in users(version, vms)]
+    used = [vm.record.path for vm in standing_on(version, vms)]
     if used:
         raise PoclabError(
             f"{version.ref} is in use",
@@ -57,6 +60,18 @@ def _refuse_needed(
             f"{version.ref} is in use",
             why=f"domain {domain} stands on it",
             fix="remove that domain first, or, if it was renamed, give it its name back",
+        )
+
+
+def _refuse_marked(version: Version, marks: Marks) -> None:
+    """See that no mark names a version; one that cannot be read may."""
+    if marks.unreadable:
+        raise marks.unreadable[0].error()
+    for mark in marks.naming(version):
+        raise PoclabError(
+            f"{version.ref} is in use",
+            why=f"the mark {mark.name} of {mark.lab} names it",
+            fix=f"if nobody goes back to it: poclab unmark {mark.lab} {mark.name}",
         )
 
 

@@ -26,8 +26,14 @@ from poclab.virt.design import next_mark, overlay_volume
 from poclab.virt.pool import LocalPool
 
 
-def refuse_silent(lab: LabHost, vm: ObservedVm, *, quiesce: bool, again: str) -> None:
+def refuse_silent(lab: LabHost, vm: ObservedVm, *, quiesce: bool, otherwise: str) -> None:
     """See that the guest agent of a running VM answers, where it is needed.
+
+    Args:
+        lab: the VM's lab.
+        vm: the VM.
+        quiesce: whether it is needed.
+        otherwise: what else helps.
 
     Raises:
         PoclabError: it does not.
@@ -37,7 +43,7 @@ def refuse_silent(lab: LabHost, vm: ObservedVm, *, quiesce: bool, again: str) ->
         raise PoclabError(
             f"{vm.record.path} runs, and its guest agent does not answer",
             why=f"nobody else can have it write everything to its disk ({silence})",
-            fix=f"start qemu-guest-agent in it, or shut it down for this: {again} --shutdown",
+            fix=f"start qemu-guest-agent in it, or {otherwise}",
         )
 
 

@@ -111,6 +111,15 @@ WARM = (
     Column("DISKS", "disks", size),
     Column("IN USE", "in_use", yes_no),
 )
+MARKS = (
+    Column("LAB", "lab"),
+    Column("NAME", "name"),
+    Column("STATE", "state"),
+    Column("CREATED", "created"),
+    Column("BY", "by"),
+    Column("VERSIONS", "versions", lambda found: ", ".join(f"{k} {v}" for k, v in found.items())),
+    Column("MESSAGE", "message"),
+)
 CHECKS = (Column("CHECK", "check"), Column("RESULT", "result"), Column("HELP", "help"))
 ACTIONS = (
     Column("ACTION", "action"),

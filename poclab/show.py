@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poclab.manifest import bases
+from poclab.marks import Marks
 from poclab.model import ObservedVm, Ref, Version
 from poclab.store import Store
 from poclab.versions import users
@@ -34,7 +35,7 @@ class VersionRow:
         protected: whether `image rm` refuses it.
         same_disk: other versions with this disk, `IMAGE:TAG`.
         layered: versions that are layered on this disk, `IMAGE:TAG`.
-        used_by: VMs on it, `LAB/VM`.
+        used_by: VMs on it, `LAB/VM`, and marks that name it, `LAB@MARK`.
     """
 
     name: str
@@ -65,10 +66,12 @@ def show(host: Host, ref: Ref) -> VersionRow:
         PoclabError: there is none of that name.
     """
     store = Store(host.pool, host.uri)
-    return describe(store.get(ref), store.versions(), host.vms())
+    return describe(store.get(ref), store.versions(), host.vms(), Marks.of(host.pool))
 
 
-def describe(version: Version, versions: list[Version], vms: list[ObservedVm]) -> VersionRow:
+def describe(
+    version: Version, versions: list[Version], vms: list[ObservedVm], marks: Marks
+) -> VersionRow:
     """What is known of a version, from what is on its host."""
     base = bases(version)[0]
     others = [other for other in versions if other.ref != version.ref]
@@ -91,5 +94,5 @@ def describe(version: Version, versions: list[Version], vms: list[ObservedVm]) -
         protected=version.protected,
         same_disk=[str(other.ref) for other in others if other.digest == version.digest],
         layered=[str(other.ref) for other in others if base in bases(other)[1:]],
-        used_by=[vm.record.path for vm in users(version, vms)],
+        used_by=users(version, vms, marks),
     )

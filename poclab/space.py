@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from poclab import events, extents
+from poclab import events, extents, marks
 from poclab.extents import Tally
 from poclab.images import orphans
 from poclab.manifest import bases, packed_volume, version_volumes
@@ -25,6 +25,7 @@ _LAB_KINDS = {
     "scratch.": "data disks",
     KEPT: "data disks",
     PREFIX: "warm states",
+    marks.PREFIX: "marks",
 }
 
 
@@ -33,8 +34,8 @@ class SpaceRow:
     """A line of `poclab df`; the fields are the JSON's keys.
 
     Attributes:
-        kind: "version", "system disks", "data disks" or "warm states" (their memory) of a lab,
-            "other", "garbage" or "total".
+        kind: "version", "system disks", "data disks", "warm states" (their memory) or "marks" of
+            a lab, "other", "garbage" or "total".
         name: the version, the lab, or the volume of another kind.
         allocated: bytes on the disk, those that are shared included.
         shared: those that other lines have too; None where that cannot be known.

@@ -107,10 +107,18 @@ def _written(pool: Pool, record: VmRecord) -> int | None:
     """Bytes on the disks that a reset would replace; those of a warm state are below them."""
     data = (data_volume(record, disk) for disk in record.disks if not disk.keep)
     try:
-        taken = [pool.stat(name).allocated for name in (record.overlay, *data)]
+        return sum(written(pool, name) for name in (record.overlay, *data))
     except PoclabError:  # a disk is gone
         return None
-    return sum(max(0, size - _EMPTY) for size in taken)
+
+
+def written(pool: Pool, volume: str) -> int:
+    """Bytes written to a qcow2 volume since it was made, to the nearest tables of its own.
+
+    Raises:
+        PoclabError: there is no such volume.
+    """
+    return max(0, pool.stat(volume).allocated - _EMPTY)
 
 
 def _address(host: Host, vm: ObservedVm) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from poclab.extents import tally
 from poclab.manifest import BASE, MANIFEST, version_volumes
+from poclab.marks import Marks
 from poclab.model import ObservedVm, Version
 from poclab.store import Store
 from poclab.virt import places
@@ -25,7 +26,7 @@ class ImageRow:
         origin: how it came: "built", "imported" or "committed", and from what.
         size: bytes of the base disk's file.
         unique: bytes on the disk that no other version has; None where that cannot be known.
-        used_by: VMs on it, `LAB/VM`, separated by blanks.
+        used_by: VMs on it, `LAB/VM`, and marks that name it, `LAB@MARK`, separated by blanks.
         protected: whether `image rm` refuses it.
     """
 
@@ -42,10 +43,10 @@ class ImageRow:
 
 def image_rows(host: Host) -> list[ImageRow]:
     """All versions."""
-    vms = host.vms()
+    vms, marks = host.vms(), Marks.of(host.pool)
     versions = Store(host.pool, host.uri).versions()
     return [
-        _image_row(version, vms, alone)
+        _image_row(version, users(version, vms, marks), alone)
         for version, alone in zip(versions, _unique(host, versions), strict=True)
     ]
 
@@ -63,7 +64,7 @@ def _unique(host: Host, versions: list[Version]) -> list[int | None]:
     return [item.unique if sure else None for item, sure in zip(each, known, strict=False)]
 
 
-def _image_row(version: Version, vms: list[ObservedVm], unique: int | None) -> ImageRow:
+def _image_row(version: Version, used_by: list[str], unique: int | None) -> ImageRow:
     return ImageRow(
         name=version.ref.image,
         tag=version.ref.tag,
@@ -72,12 +73,20 @@ def _image_row(version: Version, vms: list[ObservedVm], unique: int | None) -> I
         origin=f"{version.origin.kind} {version.origin.source}",
         size=version.size,
         unique=unique,
-        used_by=" ".join(vm.record.path for vm in users(version, vms)),
+        used_by=" ".join(used_by),
         protected=version.protected,
     )
 
 
-def users(version: Version, vms: list[ObservedVm]) -> list[ObservedVm]:
+def users(version: Version, vms: list[ObservedVm], marks: Marks) -> list[str]:
+    """What uses a version: VMs as `LAB/VM`, marks as `LAB@MARK`."""
+    return [
+        *(vm.record.path for vm in standing_on(version, vms)),
+        *(str(mark) for mark in marks.naming(version)),
+    ]
+
+
+def standing_on(version: Version, vms: list[ObservedVm]) -> list[ObservedVm]:
     """The VMs that stand on a version, by its name: defined or running."""
     return [
         vm

@@ -229,6 +229,32 @@ def complete_target(incomplete: str) -> list[str]:
     return sorted({*complete_vm(incomplete), *complete_up_lab(incomplete)})
 
 
+def complete_version(incomplete: str) -> list[str]:
+    """Tags of versions, and marks of labs."""
+    from poclab.marks import Marks
+    from poclab.store import Store
+
+    try:
+        with host() as found:
+            names = {item.ref.tag for item in Store(found.pool, found.uri).versions()}
+            names |= {mark.name for mark in Marks.of(found.pool).marks}
+    except Exception:  # completion never prints an error
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_mark(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Marks of the lab that was typed before."""
+    from poclab.marks import Marks
+
+    try:
+        with host() as found:
+            names = [mark.name for mark in Marks.of(found.pool, ctx.params.get("lab")).marks]
+    except Exception:  # completion never prints an error
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 def complete_up_lab(incomplete: str) -> list[str]:
     """Names of labs on the host."""
     try:

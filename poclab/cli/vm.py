@@ -44,7 +44,12 @@ def reset(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="TAG", help="The version; left out: the one it runs, clean."),
+        typer.Option(
+            "--to",
+            metavar="TAG|MARK",
+            help="The version, or a mark of the lab; left out: the one it runs, clean.",
+            autocompletion=context.complete_version,
+        ),
     ] = None,
     lab: LabOption = None,
     every: Annotated[
@@ -58,14 +63,15 @@ def reset(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Put VMs, or whole labs, on clean disks of a version; data disks with keep: true stay."""
-    from poclab.aims import same, tagged
+    from poclab import aims
     from poclab.find import find_lab, find_targets, whole
+    from poclab.marks import Marks
     from poclab.reset import reset as put
 
     if every == bool(names):
         raise UsageError("name VMs or labs, or say --all")
-    choose = tagged(to) if to is not None else same
     with context.host() as host:
+        choose = aims.same if to is None else aims.to(to, lambda: Marks.of(host.pool))
         found = host.vms()
         if every:
             targets = whole(found if lab is None else find_lab(found, lab))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 from poclab.formats.base import AGAIN, SECTOR, DiskInfo, Window
 from poclab.formats.detect import violations
@@ -10,6 +11,7 @@ from poclab.units import MIB
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _V2_LENGTH = 72
+_L1 = 36  # where the header has the first-level table's entries and its offset
 # Header extensions: end of the list, and the name of an external data file.
 _EXTENSION_END, _EXTENSION_DATA_FILE = 0, 0x44415441
 # block/qcow2.h: QCOW_MAX_L1_SIZE, QCOW_MAX_REFTABLE_SIZE
@@ -61,6 +63,22 @@ def read(window: Window) -> DiskInfo:
         raise window.refused("it is truncated: its tables lie beyond its end", AGAIN)
     # Clusters may be compressed, or be as small as 512 bytes.
     return DiskInfo("qcow2", window.check_size(int(size)), packed=True)
+
+
+def is_written(path: Path) -> bool:
+    """Whether anything was ever written to a disk of poclab's own, also while a VM runs on it.
+
+    QEMU writes an entry of the first-level table before any cluster below it is used
+    (l2_allocate in block/qcow2-cluster.c).
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size)
+        entries, offset = struct.unpack_from(">IQ", head, _L1)
+        file.seek(offset)
+        return any(file.read(min(entries * 8, _MAX_L1)))
 
 
 def _check_extensions(window: Window, head: bytes, offset: int) -> None:

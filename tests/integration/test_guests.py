@@ -218,6 +218,26 @@ def test_reset_goes_on_to_a_third_version(web: Web) -> None:
     ]
 
 
+def test_a_mark_brings_the_whole_lab_back_as_it_was(web: Web) -> None:
+    name, running = web.lab.name, [web.lab.run_id(vm) for vm in ("db", "web")]
+    for vm in ("db", "web"):
+        ssh(web.host, f"{name}/{vm}", f"echo 'ready on {vm}' >/root/demo; sync")
+    done = web.host.poclab("mark", name, "demo", "--commit", "--no-quiesce")
+    assert f"demo of {name} is db shop:demo-db, web shop:demo-web" in done.stderr
+    assert [web.lab.run_id(vm) for vm in ("db", "web")] == running
+    for vm in ("db", "web"):
+        ssh(web.host, f"{name}/{vm}", "rm /root/demo; touch /root/dirt; sync")
+    done = web.host.poclab("-v", "reset", name, "--to", "demo")
+    steps = [done.stderr.index(f"start domain={name}.{vm}") for vm in ("db", "web")]
+    assert steps[0] < done.stderr.index("db: ready after") < steps[1]
+    for vm in ("db", "web"):
+        words = ("cd /root; cat demo; ls",)
+        assert ssh(web.host, f"{name}/{vm}", *words) == f"ready on {vm}\ndemo\n"
+        assert web.lab.history(vm)[-1] == ("reset to demo", f"shop:demo-{vm}")
+    assert ssh(web.host, web.vm, "cat", "/srv/data/note") == "written on v2\n"
+    web.host.poclab("unmark", name, "demo")
+
+
 def test_a_change_shuts_the_guest_down_and_loses_nothing(web: Web) -> None:
     visits = web.page().visits
     path = Path(web.lab.path)

@@ -15,6 +15,7 @@ from poclab import disk, events
 from poclab.digest import file_digest
 from poclab.errors import PoclabError
 from poclab.formats import DiskInfo
+from poclab.formats.qcow2 import is_written
 from poclab.units import GIB, MIB, TIB
 
 
@@ -385,3 +386,11 @@ def test_a_disk_is_blank_until_it_is_written_to(tmp_path: Path) -> None:
     top = qcow2(tmp_path / "top.qcow2", "-b", str(base), "-F", "qcow2")
     assert disk.is_blank(top)
     assert not disk.is_blank(base)
+    assert (is_written(top), is_written(base)) == (False, True)
+    disk.resize(top, 3 * GIB)
+    assert not is_written(top)
+    for command in ("discard 1M 64k", "write 7M 512"):
+        qcow2(top, "-b", str(base), "-F", "qcow2")
+        argv = ["qemu-io", "-f", "qcow2", "-c", command, str(top)]
+        subprocess.run(argv, check=True, capture_output=True, timeout=60)
+        assert is_written(top), command

@@ -17,6 +17,7 @@ from poclab.doctor import Check
 from poclab.gc import Removal
 from poclab.imagediff import DiffRow
 from poclab.images import Orphan
+from poclab.marking import MarkRow
 from poclab.show import VersionRow
 from poclab.space import SpaceRow
 from poclab.status import HistoryRow, VmRow
@@ -143,6 +144,7 @@ def test_documented_variables_exist() -> None:
         (Removal, "gc"),
         (HistoryRow, "history"),
         (StateRow, "warm ls"),
+        (MarkRow, "marks"),
         (ActionRow, "plan"),
         (Check, "doctor"),
         (Orphan, "doctor"),

@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "virt",
         "manifest",
         "warmstate",
+        "marks",
         "store",
         "disk",
         "formats",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from poclab.errors import PoclabError
+from poclab.marks import Mark, Marked, Marks
 from poclab.model import Ref
 from poclab.protection import refuse_protected
 from poclab.show import describe
@@ -18,10 +19,16 @@ def test_relations_go_by_the_disk() -> None:
     again = replace(version, ref=Ref("shop", "stable"))
     child = make.version("shop:v2", parents=(version.digest,))
     versions = [version, again, child, make.version("other:v1")]
-    row = describe(version, versions, [make.observed_vm(make.record())])
+    marks = Marks(
+        tuple(
+            Mark("acme", name, "", "", vms=(Marked("vm1", version.ref, digest),))
+            for name, digest in (("start", version.digest), ("old", "sha256:another"))
+        )
+    )
+    row = describe(version, versions, [make.observed_vm(make.record())], marks)
     assert (row.same_disk, row.layered) == (["shop:stable"], ["shop:v2"])
-    assert (row.parents, row.used_by) == ([], ["acme/vm1"])
-    row = describe(child, versions, [make.observed_vm(make.record())])
+    assert (row.parents, row.used_by) == ([], ["acme/vm1", "acme@start"])
+    row = describe(child, versions, [make.observed_vm(make.record())], marks)
     assert (row.same_disk, row.layered, row.used_by) == ([], [], [])
     assert row.parents == [version.digest]
 
