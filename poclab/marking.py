@@ -242,7 +242,7 @@ class _Work:
             raise PoclabError(
                 "there is no room for the versions",
                 why=f"{format_size(needed)} needed at most, {format_size(free)} free in the pool",
-                fix="`poclab gc` makes room",
+                fix="make room, for one with `poclab gc`, and run the same command again",
             )
 
     def _begin(

@@ -14,12 +14,12 @@ from poclab.virt.host import Host
 
 
 def protect(host: Host, refs: Sequence[Ref], *, protected: bool = True) -> list[Version]:
-    """Mark versions as not to be removed, or take the mark away.
+    """Protect versions from removal, or no longer.
 
     Args:
         host: where they are.
-        refs: the versions; when one is not there, none is marked.
-        protected: the mark.
+        refs: the versions; when one is not there, none is changed.
+        protected: which of the two.
 
     Returns:
         The versions that were not so before.
@@ -46,6 +46,6 @@ def refuse_protected(version: Version) -> None:
     if version.protected:
         raise PoclabError(
             f"{version.ref} is protected",
-            why="somebody marked it as not to be removed",
-            fix=f"take the mark away first: poclab image unprotect {version.ref}",
+            why="somebody wants it not to be removed",
+            fix=f"if it may go after all: poclab image unprotect {version.ref}",
         )

@@ -129,20 +129,20 @@ def verify(
 
 def protect(refs: _Versions) -> None:
     """Have `image rm` refuse versions."""
-    _mark(refs, protected=True)
+    _protect(refs, protected=True)
 
 
 def unprotect(refs: _Versions) -> None:
     """Let versions be removed again."""
-    _mark(refs, protected=False)
+    _protect(refs, protected=False)
 
 
-def _mark(refs: list[str], *, protected: bool) -> None:
-    from poclab.protection import protect as mark
+def _protect(refs: list[str], *, protected: bool) -> None:
+    from poclab.protection import protect as change
 
     found = [Ref.parse(text) for text in dict.fromkeys(refs)]
     with context.host() as host:
-        changed = {version.ref for version in mark(host, found, protected=protected)}
+        changed = {version.ref for version in change(host, found, protected=protected)}
         host.settle()
     for ref in found if not context.options().quiet else ():
         state = "protected" if protected else "not protected"

@@ -491,5 +491,5 @@ def _disk_errors(name: str) -> Iterator[None]:
         raise PoclabError(
             f"{name} cannot be written to the storage pool",
             why=f"{error.strerror or error}",
-            fix="`poclab doctor` shows the pool's free space and permissions",
+            fix="make room, or see to its permissions: `poclab doctor` shows both",
         ) from error

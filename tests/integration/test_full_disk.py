@@ -88,7 +88,20 @@ def test_up_and_reset(host: Host) -> None:
     assert [row["version"] for row in labs.rows(host, "full")] == ["tiny:v2"] * 2
     assert len(files(host)) == len(there)
     assert labs.leftovers(host) == []
+    # A mark, and what it would have committed.
+    there = files(host)
+    host.virsh("destroy", "full.a")
+    (overlay,) = [name for name in there if name.startswith("overlay.full.a.")]
+    labs.scribble(host, overlay, 5)
+    for leave, more in ((64 * 1024, ["--commit"]), (0, [])):
+        fill(host, leave)
+        full(host.poclab("mark", "full", "start", *more, check=False))
+        assert files(host) == there
+        free(host)
+    host.poclab("mark", "full", "start", "--commit")
+    host.poclab("unmark", "full", "start")
     host.poclab("down", "full", "--yes", "--volumes")
+    host.poclab("image", "rm", "tiny:start-a", "--yes")
     # v1 was packed before.
     assert files(host) == [name.removesuffix(".zst") for name in before]
 

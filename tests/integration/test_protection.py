@@ -60,10 +60,10 @@ def test_a_protected_version_stays_until_it_is_unprotected(host: Host) -> None:
     before = files(host)
     done = host.poclab("image", "rm", "thing:v1", "--yes", check=False)
     assert done.returncode == 1
-    assert "fix: take the mark away first: poclab image unprotect thing:v1" in done.stderr
+    assert "fix: if it may go after all: poclab image unprotect thing:v1" in done.stderr
     assert "already" in host.poclab("image", "protect", "thing:v1").stderr
     assert files(host) == before
-    # A second name does not take the mark along.
+    # A second name does not take that along.
     host.poclab("image", "tag", "thing:v1", "thing:spare")
     assert protected(host) == ["thing:v1"]
     host.poclab("image", "rm", "thing:spare", "--yes")
