@@ -12,6 +12,7 @@ PARALLEL := -n $(WORKERS) --no-loadscope-reorder
 PYTEST ?=
 SCRIPTS := .ci/setup .ci/run .ci/demo tests/support/system-host tests/support/debian_guest/build \
 	tests/support/debian_guest/customize tests/support/builder_standin/host_bin/image-builder \
+	tests/support/bootc_standin/bootc \
 	images/centos-db/rootfs/usr/libexec/centos-db/data
 
 help: ## Show this list

@@ -238,6 +238,8 @@ class _Work:
         overlay = directory / record.overlay
         inputs = {"version": str(record.version), "version_digest": record.digest}
         inputs |= livecommit.state_of(overlay)
+        if record.runs != record.version:
+            inputs |= {"switched": str(record.runs), "switched_image": record.in_place[0].image}
         parents = () if self._alone() else (record.digest, *record.parents)
         with self._store.workdir() as work:
             file = work / "disk.qcow2"

@@ -225,6 +225,36 @@ def exported(image_id: str) -> Iterator[IO[bytes]]:
             raise _explained(error.result) from error
 
 
+def save_layout(image_id: str, directory: Path) -> str:
+    """Write an image as an OCI image layout, its layers as they are stored.
+
+    Compressed layers would be other bytes with each release of podman, and the image would have
+    another digest than in the storage.
+
+    Args:
+        image_id: its ID, not a name: the layout then holds one image without a tag.
+        directory: the directory to make.
+
+    Returns:
+        The digest of the image's manifest, `sha256:HEX`.
+
+    Raises:
+        PoclabError: podman failed, or made no such layout.
+    """
+    events.step("write the container image out", image=image_id)
+    argv = [*podman(), "save", "--quiet", "--format", "oci-dir", "--uncompressed"]
+    _run([*argv, "--output", str(directory.absolute()), image_id])
+    try:
+        # OCI image specification, image-layout.md: index.json is an image index.
+        (entry,) = json.loads((directory / "index.json").read_bytes())["manifests"]
+        digest = str(entry["digest"])
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            raise ValueError(digest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PoclabError("podman save made what poclab cannot read") from error
+    return digest
+
+
 def remove_container(name: str, *, root: bool = False) -> None:
     """Remove a container, running or not; that there is none is fine."""
     argv = [*podman(root=root), "rm", "--force", "--ignore", "--time=0", name]

@@ -109,6 +109,7 @@ def _moved(lab: LabHost, record: VmRecord, version: Version) -> VmRecord:
         digest=version.digest,
         parents=version.parents,
         frozen=tuple(item for item in record.frozen if item.disk),  # the version has the other's
+        in_place=(),  # the version is what was switched to
     )
     line = entry(moved, "commit", lab.stamp(key=False))
     return replace(moved, history=(*record.history, line))

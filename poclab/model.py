@@ -261,6 +261,21 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """An operating system on a VM's disk that bootc can boot.
+
+    Attributes:
+        version: the version whose container image it is.
+        digest: the digest of that version's base disk.
+        image: the digest of the container image, as the guest's bootc says it, or empty.
+    """
+
+    version: Ref
+    digest: str
+    image: str
+
+
+@dataclass(frozen=True)
 class VmRecord:
     """All that poclab knows of a VM; kept as metadata in its domain.
 
@@ -286,6 +301,7 @@ class VmRecord:
         fresh: whether the firmware variables must be made anew at the next start.
         warm: whether its memory is to be kept for warm resets.
         frozen: disks of a warm state that its own disks lie over.
+        in_place: when it was switched in place: what it boots, and what it booted before.
         history: what was done to it, oldest first.
     """
 
@@ -310,6 +326,7 @@ class VmRecord:
     parents: tuple[str, ...] = ()
     warm: bool = False
     frozen: tuple[Frozen, ...] = ()
+    in_place: tuple[Deployment, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
 
     @property
@@ -321,6 +338,11 @@ class VmRecord:
     def path(self) -> str:
         """How a user names it: `LAB/VM`."""
         return f"{self.lab}/{self.name}"
+
+    @property
+    def runs(self) -> Ref:
+        """The version it runs, which another one's disk may have been switched to in place."""
+        return self.in_place[0].version if self.in_place else self.version
 
     @property
     def ssh_port(self) -> int | None:

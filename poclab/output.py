@@ -66,7 +66,7 @@ STATUS = (
     Column("LAB", "lab"),
     Column("VM", "vm"),
     Column("STATE", "state"),
-    Column("VERSION", "version"),
+    Column("VERSION", "runs"),
     Column("DIGEST", "tag_digest", short_digest),
     Column("ADDRESS", "address"),
     Column("READY", "ready"),

@@ -306,6 +306,7 @@ class _Planner:
             fresh=before.fresh if before else True,
             warm=vm.warm and not cold_because(vm),
             frozen=before.frozen if before else (),
+            in_place=before.in_place if before else (),
             history=before.history if before else (),
         )
 

@@ -25,7 +25,7 @@ class Stamp:
 
 def remade(record: VmRecord, action: str, stamp: Stamp) -> VmRecord:
     """The record with a new system disk to come: fresh firmware, today's key, history."""
-    fresh = replace(record, overlay="", frozen=(), fresh=True, ssh_key=stamp.ssh_key)
+    fresh = replace(record, overlay="", frozen=(), in_place=(), fresh=True, ssh_key=stamp.ssh_key)
     return replace(fresh, history=(*record.history, entry(fresh, action, stamp)))
 
 
@@ -58,7 +58,7 @@ def drift(vm: ObservedVm, stored: Mapping[Ref, str] | None = None) -> Iterator[s
         stored: the digests that versions have in the store, by name; None where it is not known.
     """
     runs, wanted = vm.running, vm.record.wanted
-    if wanted != runs.version:
+    if wanted != runs.runs:
         yield f"file asks {wanted.tag if wanted.image == runs.version.image else wanted}"
     if stored is not None:
         now = stored.get(runs.version)

@@ -220,6 +220,51 @@ class Runner:
         if code != 0:
             raise CommandFailed(Result(tuple(argv), code, "", said))
 
+    @contextmanager
+    def writing(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+        """Start a command and write what it reads as it goes.
+
+        On an exception (Ctrl-C included) the process group is ended first.
+
+        Args:
+            argv: the command and its arguments.
+
+        Raises:
+            PoclabError: the program is missing.
+            CommandFailed: it failed, or ended before it had read everything.
+        """
+        events.debug(f"run: {join(argv)}")
+        with tempfile.TemporaryFile() as output:
+            try:
+                process = subprocess.Popen(
+                    list(argv),
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    env=_environment(None),
+                    process_group=0,
+                )
+            except FileNotFoundError as error:
+                raise _missing(argv[0]) from error
+            assert process.stdin is not None
+            whole = False
+            try:
+                with suppress(BrokenPipeError):  # its own words say why
+                    yield process.stdin
+                    process.stdin.close()
+                    whole = True
+                code = process.wait()
+            except BaseException:
+                _end_group(process)
+                raise
+            finally:
+                with suppress(OSError):
+                    process.stdin.close()
+            output.seek(0)
+            said = output.read(65536).decode(errors="replace")
+        if code != 0 or not whole:
+            raise CommandFailed(Result(tuple(argv), code or 1, "", said))
+
     def exec(self, argv: Sequence[str]) -> NoReturn:
         """Become the command: terminal, signals and exit status are its own.
 

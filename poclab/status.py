@@ -30,7 +30,7 @@ class VmRow:
         lab: the lab.
         vm: the VM.
         state: the domain's state; `(restart pending)` when its definition changed since.
-        version: the version it runs.
+        version: the version its system disk was made from.
         tag_digest: the digest of that version when the VM was put on it.
         address: where it answers from this host: an address, or 127.0.0.1:PORT for SSH.
         ready: "yes", "no", or "-" when nothing was asked for or it does not run.
@@ -41,6 +41,7 @@ class VmRow:
         written: bytes written to its disks since they were made, kept data disks aside; None
             where that cannot be known.
         drift: how that differs from what was asked for, in words.
+        in_place: the version it was switched to in place on its disk, or empty.
     """
 
     lab: str
@@ -55,6 +56,14 @@ class VmRow:
     stored_digest: str | None
     written: int | None
     drift: str
+    in_place: str = ""
+
+    @property
+    def runs(self) -> str:
+        """The version, and the one that it was switched to in place."""
+        if not self.in_place:
+            return self.version
+        return f"{self.version} -> {self.in_place.partition(':')[2]} in place"
 
 
 def status(host: Host, labs: frozenset[str] = frozenset()) -> list[VmRow]:
@@ -100,6 +109,7 @@ def _row(host: Host, vm: ObservedVm, stored: Mapping[Ref, str] | None) -> VmRow:
         stored_digest=None if stored is None else stored.get(running.version, ""),
         written=None if stored is None else _written(host.pool, running),
         drift="; ".join(drift(vm, stored)),
+        in_place="" if running.runs == running.version else str(running.runs),
     )
 
 

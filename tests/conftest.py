@@ -36,6 +36,7 @@ _LONGEST = (
     "test_debian",
     "test_commit",
     "test_full_disk",
+    "test_switch",
 )
 
 

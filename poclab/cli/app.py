@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from poclab import __version__, output
-from poclab.cli import context, doctor, image, iso, lab, marks, space, store, vm, warm
+from poclab.cli import context, doctor, image, iso, lab, marks, space, store, switch, vm, warm
 from poclab.errors import PoclabError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -27,6 +27,7 @@ app = typer.Typer(
 lab.register(app)
 vm.register(app)
 marks.register(app)
+switch.register(app)
 store.register(image.app)
 iso.register(image.app)
 app.add_typer(image.app, name="image")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from poclab import output
-from poclab.cli import context
+from poclab.cli import context, switch
 from poclab.cli.context import LabOption, OutputOption, WarmOption, YesOption
 from poclab.errors import PoclabError, UsageError
 from poclab.model import Ref
@@ -97,12 +97,24 @@ def rollback(
     warm: WarmOption = None,
     form: OutputOption = Format.TABLE,
 ) -> None:
-    """Put a VM on a clean disk of the version that it ran before."""
+    """Put a VM on a clean disk of the version that it ran before, or in place if switched so."""
     from poclab.find import find_vm
     from poclab.reset import rollback as put_back
+    from poclab.switch import rollback as boot_back
 
     with context.host() as host:
-        results = put_back(host, find_vm(host.vms(), vm), wait=wait, keep_warm=warm)
+        target = find_vm(host.vms(), vm)
+        if target.record.in_place:
+            if not wait or warm is not None:
+                raise UsageError(
+                    f"{target.record.path} was switched in place, and goes back in place",
+                    why="that is a reboot, which is waited for to see what it boots",
+                    fix="leave --warm, --no-warm and --no-wait out",
+                )
+            done = boot_back(host, target)
+            switch.show(host, done.path, form)
+            return
+        results = put_back(host, target, wait=wait, keep_warm=warm)
         _show(host, results, form if wait else None)
 
 

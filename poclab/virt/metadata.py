@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, SubElement, fromstring, register_name
 
 from poclab.model import (
     DataDisk,
+    Deployment,
     Forward,
     Frozen,
     HistoryEntry,
@@ -67,6 +68,9 @@ def vm_element(record: VmRecord) -> Element:
     )
     for frozen in record.frozen:
         _child(root, "frozen", disk=frozen.disk or None, volume=frozen.volume)
+    for item in record.in_place:
+        named = {"image": item.version.image, "tag": item.version.tag, "digest": item.digest}
+        _child(root, "deployment", **named, container=item.image or None)
     _child(
         root,
         "hardware",
@@ -137,6 +141,7 @@ def vm_record(element: Element) -> VmRecord:
             fresh=version.get("fresh") == "yes",
             warm=version.get("warm") == "yes",
             frozen=frozen,
+            in_place=tuple(_deployment(item) for item in _all(element, "deployment")),
             cpus=int(hardware.attrib["cpus"]),
             memory=int(hardware.attrib["memory"]),
             profile=Profile(hardware.attrib["profile"]),
@@ -240,6 +245,10 @@ def _nic(element: Element) -> NicRecord:
 
 def _frozen(element: Element) -> Frozen:
     return Frozen(element.get("disk", ""), element.attrib["volume"])
+
+
+def _deployment(element: Element) -> Deployment:
+    return Deployment(_ref(element), element.attrib["digest"], element.get("container", ""))
 
 
 def _disk(element: Element) -> DataDisk:

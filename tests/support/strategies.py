@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from poclab.model import (
     DataDisk,
+    Deployment,
     Forward,
     HistoryEntry,
     Lab,
@@ -145,6 +146,9 @@ def records(draw: st.DrawFn, /, **given: Any) -> VmRecord:
             fresh=st.booleans(),
             parents=st.lists(digests, max_size=3).map(tuple),
             warm=st.booleans(),
+            in_place=st.sampled_from([0, 2]).flatmap(
+                lambda count: st.tuples(*[st.builds(Deployment, refs, digests, digests)] * count)
+            ),
             history=events.map(tuple),
         )
     )

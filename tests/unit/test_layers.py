@@ -45,6 +45,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "container",
         "builders",
         "ssh",
+        "bootcstatus",
+        "bootcguest",
         "probe",
         "lock",
         "credentials",

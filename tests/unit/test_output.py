@@ -87,7 +87,7 @@ def test_no_rows_are_no_data(
             ),
             output.STATUS,
             "lab vm state version tag_digest address ready uptime wanted stored_digest written"
-            " drift",
+            " drift in_place",
         ),
         (
             ImageRow("a", "1", "sha256:ab", "t", "built x", 1, None, "", False),
@@ -108,9 +108,15 @@ def test_the_keys_of_listings_are_a_promise(
     listing([row], columns, Format.JSON, str)
     (found,) = json.loads(capsys.readouterr().out)
     assert list(found) == keys.split()
-    assert {column.key for column in columns} <= set(found)
+    # What a table shows is a field, or made of fields: two versions side by side.
+    assert {column.key for column in columns} <= {*found, "runs"}
     listing([row], columns, Format.TABLE, str)
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_version_in_place_is_shown_beside_that_of_the_disk() -> None:
+    row = VmRow("l", "v", "running", "a:1", "d", "", "yes", None, "a:1", None, None, "", "a:3")
+    assert row.runs == "a:1 -> 3 in place"
 
 
 def test_an_unknown_uptime_is_a_dash() -> None:

@@ -94,7 +94,7 @@ def test_whatever_differs_is_said(one: VmRecord, two: VmRecord) -> None:
     two = replace(
         two, lab=one.lab, name=one.name, version=one.version, digest=one.digest,
         parents=one.parents,
-        overlay=one.overlay, frozen=one.frozen,
+        overlay=one.overlay, frozen=one.frozen, in_place=one.in_place,
         ssh_key=one.ssh_key, fresh=one.fresh, history=one.history,
     )  # fmt: skip
     lines = [*differences(one, two), *record_differences(one, two)]

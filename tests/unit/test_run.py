@@ -224,3 +224,43 @@ def test_reading_ends_the_process_group_when_interrupted() -> None:
     assert time.monotonic() - began < 50
     with pytest.raises(ProcessLookupError):
         os.killpg(group, 0)
+
+
+# --- writing to a command ------------------------------------------------------------------
+
+
+def test_what_is_written_reaches_the_command(tmp_path: Path) -> None:
+    with Runner().writing(["sh", "-c", f"cat >{tmp_path}/got"]) as stream:
+        stream.write(b"x" * 1_000_000)
+    assert (tmp_path / "got").read_bytes() == b"x" * 1_000_000
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_command_that_ends_early_failed_in_its_own_words(code: int) -> None:
+    argv = ["sh", "-c", f"head -c 1 >/dev/null; echo 'no space' >&2; exit {code}"]
+
+    def write() -> None:
+        with Runner().writing(argv) as stream:
+            stream.write(b"x" * 10_000_000)
+
+    with pytest.raises(CommandFailed) as caught:
+        write()
+    assert caught.value.result.last_line == "no space"
+    assert caught.value.result.code == (code or 1)
+
+
+def test_a_command_that_is_written_to_ends_with_an_interruption(tmp_path: Path) -> None:
+    def write() -> None:
+        with Runner().writing(["sh", "-c", f"echo $$ >{tmp_path}/pid; exec cat >/dev/null"]):
+            while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_a_missing_program_cannot_be_written_to() -> None:
+    with pytest.raises(PoclabError, match="is not installed"), Runner().writing(["no-such"]):
+        pass

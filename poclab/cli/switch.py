@@ -1,0 +1,57 @@
+"""`poclab switch`: another version in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poclab import output
+from poclab.bootcstatus import Transport
+from poclab.cli import context
+from poclab.cli.context import OutputOption, YesOption
+from poclab.output import Format
+
+if TYPE_CHECKING:
+    from poclab.virt.host import Host
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(switch)
+
+
+def switch(
+    vm: Annotated[
+        str,
+        typer.Argument(metavar="VM", help="VM or LAB/VM.", autocompletion=context.complete_vm),
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="TAG", help="The version.")],
+    transport: Annotated[
+        Transport,
+        typer.Option("--transport", help="Carry the container image in, or fetch it there."),
+    ] = Transport.OCI,
+    yes: YesOption = False,
+    form: OutputOption = Format.TABLE,
+) -> None:
+    """Have bootc in a running VM boot another version in place; /etc and /var stay."""
+    from poclab.find import find_vm
+    from poclab.switch import switch as put
+
+    with context.host() as host:
+        target = find_vm(host.vms(), vm)
+        question = f"Reboot {target.record.path} into {target.record.version.image}:{to}?"
+        if not context.confirmed(question, yes=yes):
+            output.tell("nothing was done")
+            raise typer.Exit(1)
+        done = put(host, target, to, transport)
+        show(host, done.path, form)
+
+
+def show(host: Host, path: str, form: Format) -> None:
+    """Print the status of a VM."""
+    from poclab.status import status
+
+    if not context.options().quiet:
+        rows = [row for row in status(host) if f"{row.lab}/{row.vm}" == path]
+        output.listing(rows, output.STATUS, form, lambda row: f"{row.lab}/{row.vm}")
