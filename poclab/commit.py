@@ -109,6 +109,7 @@ class _Work:
         directory = self._directory()
         if self._wish.shut_down or self._vm.active:
             _ = self._host.traits  # says, before anything is touched, that KVM is not to be had
+        self._lab.mend_domains()
         warm.mend(self._lab)
         livecommit.settle(self._lab)
         self._vm = find_vm(self._host.vms(), self._record.path)

@@ -60,6 +60,7 @@ def down(
     check_name("lab", lab)
     with lock.hold(lab, uri=host.uri, doing=f"poclab down {lab}"):
         at = LabHost(host, lab)
+        at.mend_domains()
         warm.mend(at)
         found = look(host, lab)
         if not found.empty or (volumes and found.kept):

@@ -31,6 +31,8 @@ from poclab.virt.design import (
     domain_spec,
     next_mark,
     overlay_volume,
+    stand_in,
+    stood_in_for,
 )
 from poclab.virt.guest import Guest
 from poclab.virt.host import Host
@@ -212,8 +214,35 @@ class LabHost:
         guest = self.define(record, before.uuid if before else None)
         if before:
             self._end(guest, before.record)
+            self.renew_tpm(record)
         self.data_disks(record, before.record if before else None)
         return record
+
+    def renew_tpm(self, record: VmRecord) -> None:
+        """Give a VM that is off a TPM that nothing was ever stored in, if it has one.
+
+        libvirt keeps the state of a TPM as long as its domain is defined, and has no other way to
+        part with it: the domain goes for a moment. Another one stands in for it meanwhile.
+        """
+        if not record.tpm:
+            return
+        guest = self.host.guest(record)
+        uuid, autostart = guest.uuid, guest.autostart
+        spec = stand_in(self.spec(record, uuid))
+        beside = self.host.define_guest(domain_xml(spec), spec.name)
+        guest.remove()
+        again = self.define(record, uuid)
+        if autostart:
+            again.set_autostart(True)
+        beside.remove()
+
+    def mend_domains(self) -> None:
+        """Bring back the domains that an interrupted `renew_tpm` took away."""
+        there = {guest.name for guest in self.host.guests()}
+        for beside, record in self.host.stand_ins(self.lab):
+            if record.domain not in there:
+                self.define(record, stood_in_for(beside.uuid))
+            beside.remove()
 
     def remove(self, record: VmRecord) -> None:
         """Remove a VM and its disks, kept data disks aside; the domain goes last.

@@ -59,6 +59,7 @@ def mark(host: Host, wish: Wish) -> Mark:
     check_mark(wish.name)
     with lock.hold(wish.lab, uri=host.uri, doing=f"poclab mark {wish.lab}"):
         lab = LabHost(host, wish.lab)
+        lab.mend_domains()
         warm.mend(lab)
         livecommit.settle(lab)
         return _Work(lab, wish).run()

@@ -145,6 +145,7 @@ class Vm:
     user: str | None = None
     disk_size: int | None = None
     warm: bool = False
+    tpm: bool = False
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,7 @@ class VmRecord:
         warm: whether its memory is to be kept for warm resets.
         frozen: disks of a warm state that its own disks lie over.
         in_place: when it was switched in place: what it boots, and what it booted before.
+        tpm: whether it has a TPM; a reset gives it a new one.
         history: what was done to it, oldest first.
     """
 
@@ -327,6 +329,7 @@ class VmRecord:
     warm: bool = False
     frozen: tuple[Frozen, ...] = ()
     in_place: tuple[Deployment, ...] = ()
+    tpm: bool = False
     history: tuple[HistoryEntry, ...] = ()
 
     @property

@@ -307,6 +307,7 @@ class _Planner:
             warm=vm.warm and not cold_because(vm),
             frozen=before.frozen if before else (),
             in_place=before.in_place if before else (),
+            tpm=vm.tpm,
             history=before.history if before else (),
         )
 

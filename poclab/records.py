@@ -76,6 +76,7 @@ def hardware(record: VmRecord) -> tuple[object, ...]:
         record.cpus,
         record.memory,
         record.profile,
+        record.tpm,
         record.nics,
         disks,
         record.forwards,
@@ -271,6 +272,8 @@ def differences(before: VmRecord, target: VmRecord) -> list[str]:
         lines.append(f"cpus {before.cpus} -> {target.cpus}")
     if before.memory != target.memory:
         lines.append(f"memory {format_size(before.memory)} -> {format_size(target.memory)}")
+    if before.tpm != target.tpm:
+        lines.append("a TPM" if target.tpm else "no TPM any more")
     if before.nics != target.nics:
         addresses = f"networks {_nics(before)} -> {_nics(target)}"
         same = _nics(before) == _nics(target)

@@ -69,7 +69,9 @@ def reset(
     with ExitStack() as held:
         for lab in labs:
             held.enter_context(lock.hold(lab, uri=host.uri, doing=f"poclab reset in {lab}"))
-            warm.mend(LabHost(host, lab))
+            at = LabHost(host, lab)
+            at.mend_domains()
+            warm.mend(at)
         vms = host.vms()  # once more, now that the labs are locked
         again = [replace(each, vm=find_vm(vms, each.path)) for each in targets]
         return _Work(host, again, choose, wait=wait, keep_warm=keep_warm).run()

@@ -57,6 +57,7 @@ def _cold(lab: LabHost, record: VmRecord) -> VmRecord:
         record = lab.new_overlay(replace(record, overlay="", frozen=()))
         lab.data_disks(record)
         lab.define(record, uuid)
+    lab.renew_tpm(record)
     return record
 
 

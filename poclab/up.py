@@ -69,6 +69,7 @@ def up(
     with lock.hold(lab.name, uri=host.uri, doing=f"poclab up {lab.name}"):
         lab_host = LabHost(host, lab.name)
         if not dry_run:
+            lab_host.mend_domains()
             warm.mend(lab_host)
             livecommit.settle(lab_host)
         seen = _plan(lab_host, lab, key=False)

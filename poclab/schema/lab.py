@@ -143,6 +143,7 @@ class DefaultsModel(Strict):
     ready: ReadyModel | None = None
     user: User = Field(None, description="the user to log in as over SSH")
     warm: OptionalFlag = Field(None, description="whether their memory is kept for warm resets")
+    tpm: OptionalFlag = Field(None, description="whether they have a TPM")
 
 
 class VmModel(Strict):
@@ -175,6 +176,7 @@ class VmModel(Strict):
     warm: OptionalFlag = Field(
         None, description="whether its memory is kept when it is ready, for warm resets"
     )
+    tpm: OptionalFlag = Field(None, description="whether it has a TPM (2.0, emulated)")
 
 
 class LabModel(Strict):
@@ -259,6 +261,7 @@ def _vm(name: str, vm: VmModel, defaults: DefaultsModel) -> model.Vm:
         user=vm.user or defaults.user,
         disk_size=vm.disk,
         warm=bool(defaults.warm if vm.warm is None else vm.warm),
+        tpm=bool(defaults.tpm if vm.tpm is None else vm.tpm),
     )
 
 

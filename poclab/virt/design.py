@@ -29,6 +29,7 @@ class Devices:
         nic_device: the same as a QEMU device.
         virtio: whether the guest drives virtio devices from the first boot on.
         clock: what the guest takes the hardware clock for.
+        tpm: how a TPM is wired to it.
     """
 
     machine: str
@@ -39,15 +40,18 @@ class Devices:
     nic_device: str
     virtio: bool
     clock: str
+    tpm: str
 
 
 DEVICES = {
     Profile.LINUX: Devices(
-        "q35", True, "virtio", "vd", "virtio", "virtio-net-pci", True, "utc"
+        "q35", True, "virtio", "vd", "virtio", "virtio-net-pci", True, "utc", "tpm-crb"
     ),
     # Windows has no virtio drivers before someone installs them.
-    Profile.WINDOWS: Devices("q35", True, "sata", "sd", "e1000e", "e1000e", False, "localtime"),
-    Profile.LEGACY: Devices("pc", False, "ide", "hd", "e1000", "e1000", False, "utc"),
+    Profile.WINDOWS: Devices(
+        "q35", True, "sata", "sd", "e1000e", "e1000e", False, "localtime", "tpm-crb"
+    ),
+    Profile.LEGACY: Devices("pc", False, "ide", "hd", "e1000", "e1000", False, "utc", "tpm-tis"),
 }  # fmt: skip
 
 # IDE has four places, SATA on q35 six, virtio-blk one a PCI slot: this is what a lab may ask for.
@@ -124,8 +128,28 @@ def domain_spec(
         # The same as long as the disk is: a guest with another one makes its random numbers and
         # its identity in a domain anew.
         genid=str(uuid5(_GENIDS, record.overlay)) if devices.uefi else None,
+        tpm=devices.tpm if record.tpm else None,
         metadata=(metadata.vm_element(record),),
     )
+
+
+# What comes after the name of a domain that stands in for another one: the other is about to be
+# defined anew, and a record without a domain would leave its disks to nobody.
+STAND_IN = ".stand-in"
+
+
+def stand_in(spec: DomainSpec) -> DomainSpec:
+    """Design a domain that stands in for one with a UUID, and never runs.
+
+    Its UUID leads back to the other's (see `stood_in_for`).
+    """
+    uuid = stood_in_for(spec.uuid) if spec.uuid else None
+    return replace(spec, name=f"{spec.name}{STAND_IN}", uuid=uuid, tpm=None)
+
+
+def stood_in_for(uuid: str) -> str:
+    """The UUID of the domain that one stands in for, and the reverse: the last bit differs."""
+    return str(UUID(int=UUID(uuid).int ^ 1))
 
 
 KEPT = "data."  # what the volumes of kept data disks begin with

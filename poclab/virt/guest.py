@@ -126,6 +126,17 @@ class Guest:
             running = self._domain.XMLDesc(0) if self._domain.isActive() else defined
         return [str(defined), str(running)]
 
+    @property
+    def autostart(self) -> bool:
+        """Whether libvirt starts it with the host (`virsh autostart`)."""
+        with libvirt_errors(f"{self.name} is not there"):
+            return bool(self._domain.autostart())
+
+    def set_autostart(self, on: bool) -> None:
+        """Have libvirt start it with the host, or not."""
+        with libvirt_errors(f"{self.name} is not there"):
+            self._domain.setAutostart(int(on))
+
     def agent_connected(self) -> bool:
         """Whether the guest agent holds its channel open."""
         with libvirt_errors(f"{self.name} is not there"):

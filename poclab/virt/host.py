@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,10 @@ import libvirt
 from poclab import config, events
 from poclab.errors import PoclabError, UsageError
 from poclab.manifest import bases
-from poclab.model import Foreign, NetworkRecord, ObservedVm, VmRecord
+from poclab.model import Foreign, NetworkRecord, ObservedVm, State, VmRecord
 from poclab.names import plain, shown
 from poclab.virt import metadata
-from poclab.virt.design import HostTraits, data_volume
+from poclab.virt.design import STAND_IN, HostTraits, data_volume, stood_in_for
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
 from poclab.virt.network import LabNetwork
@@ -195,7 +195,14 @@ class Host:
 
     def vms(self) -> list[ObservedVm]:
         """All VMs, by lab and name."""
-        found = [vm for guest in self._scan()[0] if (vm := guest.observe())]
+        ours, others = self._scan()
+        found = [vm for guest in ours if (vm := guest.observe())]
+        known = {guest.name for guest in ours}
+        found += [
+            ObservedVm(record, stood_in_for(guest.uuid), State.SHUTOFF)
+            for guest, record in _stand_ins(others)
+            if record.domain not in known  # it is about to be defined anew
+        ]
         return sorted(found, key=lambda vm: (vm.record.lab, vm.record.name))
 
     def networks(self) -> list[LabNetwork]:
@@ -247,6 +254,10 @@ class Host:
         """
         with libvirt_errors(f"{record.path} is not there"):
             return Guest(self.conn, self.conn.lookupByName(record.domain))
+
+    def stand_ins(self, lab: str) -> list[tuple[Guest, VmRecord]]:
+        """The domains that stand in for VMs of a lab, each with what it knows of its VM."""
+        return [found for found in _stand_ins(self._scan()[1]) if found[1].lab == lab]
 
     def network(self, lab: str, name: str) -> LabNetwork:
         """A lab network.
@@ -326,6 +337,13 @@ def _recorded(guest: Guest) -> set[str]:
             *(item.volume for item in record.frozen),
         )
     }
+
+
+def _stand_ins(others: Iterable[Guest]) -> Iterator[tuple[Guest, VmRecord]]:
+    for guest in others:
+        record = guest.record() if guest.name.endswith(STAND_IN) else None
+        if record and guest.name == f"{record.domain}{STAND_IN}":
+            yield guest, record
 
 
 def _network_record(element: object) -> NetworkRecord | None:

@@ -77,6 +77,7 @@ def vm_element(record: VmRecord) -> Element:
         cpus=record.cpus,
         memory=record.memory,
         profile=record.profile.value,
+        tpm=_yes(record.tpm),
     )
     _child(root, "login", user=record.user, key=record.ssh_key or None)
     for nic in record.nics:
@@ -145,6 +146,7 @@ def vm_record(element: Element) -> VmRecord:
             cpus=int(hardware.attrib["cpus"]),
             memory=int(hardware.attrib["memory"]),
             profile=Profile(hardware.attrib["profile"]),
+            tpm=hardware.get("tpm") == "yes",
             user=login.attrib["user"],
             ssh_key=login.get("key", ""),
             nics=tuple(_nic(item) for item in _all(element, "nic")),

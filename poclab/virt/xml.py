@@ -75,6 +75,7 @@ class DomainSpec:
         console_log: the file the serial console is copied to, or None.
         usb: whether there is a USB controller with a tablet.
         virtio: whether random-number generator, agent channel and balloon are virtio devices.
+        tpm: how its TPM 2.0 is wired ("tpm-crb" or "tpm-tis"), or None for none.
         genid: the VM generation ID, which is another after every reset, or None for no such device.
         metadata: elements of `<metadata>`.
     """
@@ -95,6 +96,7 @@ class DomainSpec:
     clock: str = "utc"
     usb: bool = False
     virtio: bool = True
+    tpm: str | None = None
     genid: str | None = None
     metadata: tuple[Element, ...] = ()
 
@@ -287,6 +289,9 @@ def _devices(devices: Element, spec: DomainSpec) -> None:
         SubElement(devices, "input", {"type": "tablet", "bus": "usb"})
     else:
         SubElement(devices, "controller", {"type": "usb", "model": "none"})
+    if spec.tpm:
+        tpm = SubElement(devices, "tpm", {"model": spec.tpm})
+        SubElement(tpm, "backend", {"type": "emulator", "version": "2.0"})
     # No TCP port: a viewer gets its connection from libvirt (virt-viewer --attach).
     graphics = SubElement(devices, "graphics", {"type": "vnc"})
     SubElement(graphics, "listen", {"type": "none"})

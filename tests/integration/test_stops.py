@@ -82,18 +82,26 @@ def warm(host: Host, name: str) -> Scene:
     return scene
 
 
+def tpm(host: Host, name: str) -> Scene:
+    """Each reset gives the VM a new TPM, for which its domain goes for a moment."""
+    host.poclab("up", labs.lab_file(host, name, Vm("a", more="tpm: true"), net=None))
+    command = ("reset", f"{name}/a", "--to")
+    return Scene(host, name, (Move((*command, "v2")), Move((*command, "v1"))))
+
+
 # The strides for kills; Ctrl-C and a full disk go the same ways, so four times as far.
 SCENES: tuple[tuple[Callable[[Host, str], Scene], str, int], ...] = (
     (lab, "updown", 1),
     (reset, "reset", 2),
     (changes, "change", 2),
     (warm, "warm", 3),
+    (tpm, "tpm", 2),
 )
 
 
 @pytest.mark.parametrize(("how", "far"), [("kill", 1), ("interrupt", 4), ("enospc", 4)])
 def test_labs(session: Host, how: str, far: int) -> None:
-    """Three labs at once: the commands mostly wait for QEMU to end."""
+    """All labs at once: the commands mostly wait for QEMU to end."""
 
     def play(make: Callable[[Host, str], Scene], name: str, every: int) -> None:
         scene = make(session, f"{name}-{how}")

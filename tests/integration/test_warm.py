@@ -14,7 +14,7 @@ import pytest
 from tests.support import hosts, labs, shop
 from tests.support.hosts import Completed, Host
 
-# Two disks, UEFI with variables, two networks and the user network of a session.
+# Two disks, UEFI with variables, a TPM, two networks and the user network of a session.
 FILE = """\
 name: acme
 networks:
@@ -26,6 +26,7 @@ vms:
     image: shop:v1
     networks: [lan, back]
     disks: [{{name: data, size: 64MiB}}]
+    tpm: true
 """
 WEB = "acme/web"
 
@@ -135,6 +136,29 @@ def test_rollback_goes_to_what_ran_before_and_history_says_how(host: Host) -> No
     ]
     assert (rows[0]["action"], rows[0]["start"]) == ("create", "cold")
     assert 0 < rows[-1]["seconds"] < rows[0]["seconds"]
+
+
+# TPM 2.0 Library, part 3: TPM2_HierarchyChangeAuth gives the owner, who has no password, "abcd".
+# What it says is kept in the TPM; once done it fails with TPM_RC_BAD_AUTH (part 2, table 17).
+CHANGE = r"\200\002\0\0\0\041\0\0\001\051\100\0\0\001\0\0\0\011\100\0\0\011\0\0\0\0\0\0\004abcd"
+
+
+def claim(host: Host) -> str:
+    """Give the guest's TPM an owner; the response code, in hexadecimal."""
+    script = f"exec 3<>/dev/tpm0; printf '{CHANGE}' >&3; dd bs=4096 count=1 <&3 2>/dev/null"
+    return shop.ssh(host, WEB, f"{script} | od -An -tx1 -j6 -N4").replace(" ", "").strip()
+
+
+@pytest.mark.parametrize("how", [(), ("--no-warm",)], ids=["warm", "cold"])
+def test_a_reset_gives_the_vm_a_new_tpm(host: Host, how: tuple[str, ...]) -> None:
+    host.poclab("reset", WEB, "--to", "v1", *how)
+    assert claim(host) == "00000000"
+    assert claim(host) == "000009a2"
+    uuid = host.virsh("domuuid", "acme.web")
+    host.poclab("reset", WEB, *how)
+    assert claim(host) == "00000000"
+    assert host.virsh("domuuid", "acme.web") == uuid
+    assert [name for name in host.domains() if "stand-in" in name] == []
 
 
 @pytest.mark.parametrize("begun", ["kept", "restored"])

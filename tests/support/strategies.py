@@ -149,6 +149,7 @@ def records(draw: st.DrawFn, /, **given: Any) -> VmRecord:
             in_place=st.sampled_from([0, 2]).flatmap(
                 lambda count: st.tuples(*[st.builds(Deployment, refs, digests, digests)] * count)
             ),
+            tpm=st.booleans(),
             history=events.map(tuple),
         )
     )

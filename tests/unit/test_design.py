@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -230,3 +231,21 @@ def test_an_overlay_that_follows_another_has_its_data_disks() -> None:
     )
     other = replace(before, overlay=design.overlay_volume("acme", "vm1", "00000002"))
     assert design.data_volume(other, disk) != design.data_volume(before, disk)
+
+
+def test_what_stands_in_has_no_tpm_and_leads_back() -> None:
+    uuid = "8b3c9d20-0000-4000-8000-00000000000e"
+    whole = replace(spec(make.record(tpm=True)), uuid=uuid)
+    found = design.stand_in(whole)
+    assert whole.tpm == "tpm-crb"
+    assert found.uuid is not None
+    assert (found.name, found.uuid != uuid) == (f"{whole.name}{design.STAND_IN}", True)
+    assert design.stood_in_for(found.uuid) == uuid
+    assert replace(found, name=whole.name, uuid=uuid, tpm=whole.tpm) == whole
+
+
+@given(st.uuids())
+def test_who_stands_in_is_known_by_its_uuid(uuid: UUID) -> None:
+    other = design.stood_in_for(str(uuid))
+    assert other != str(uuid)
+    assert design.stood_in_for(other) == str(uuid)

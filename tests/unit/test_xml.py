@@ -46,7 +46,9 @@ LINUX = make.record(
     disk_size=10 * make.GIB,
 )
 ISOLATED = replace(LINUX, nics=(make.nic(mode=Mode.ISOLATED),), disks=(), disk_size=None)
-WINDOWS = replace(LINUX, profile=Profile.WINDOWS, user="Administrator", ready=Ready("agent"))
+WINDOWS = replace(
+    LINUX, profile=Profile.WINDOWS, user="Administrator", ready=Ready("agent"), tpm=True
+)
 LEGACY = replace(LINUX, profile=Profile.LEGACY, memory=256 * 1024**2, cpus=1, disks=(make.disk(),))
 BARE = make.record("bare")
 
