@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from bench import results
+from bench.results import Result, verdict
+
 
 class MeasurementError(Exception):
     """What was to be measured did not work, so there is no figure."""
@@ -34,6 +37,14 @@ class Series:
         low, high = min(self.seconds), max(self.seconds)
         return f"{_ms(self.middle)} ms  ({_ms(low)} - {_ms(high)}, n={len(self.seconds)})"
 
+    @property
+    def brief(self) -> str:
+        """Median and spread for the table, in milliseconds below two seconds."""
+        low, high, count = min(self.seconds), max(self.seconds), len(self.seconds)
+        unit, scale, digits = ("ms", 1000, 0) if self.middle < 2 else ("s", 1, 1)
+        first, last, middle = (f"{scale * x:.{digits}f}" for x in (low, high, self.middle))
+        return f"{middle} {unit} ({first} - {last}, n={count})"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -49,32 +60,48 @@ class Comparison:
     against: Series
     bar: float | None = None
 
+    @property
+    def ratio(self) -> float:
+        """How many times the measure it takes."""
+        return self.of.middle / self.against.middle
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it stays below the bar; None without one."""
+        return None if self.bar is None else self.ratio <= self.bar
+
     def line(self, width: int) -> str:
         """The line of the report: figures, ratio, bar."""
-        bar = f" (bar {self.bar:g}x)" if self.bar is not None else ""
-        return (
-            f"{self.of.name:{width}}  {self.of}  {self.of.middle / self.against.middle:.2f}x{bar}"
-        )
+        bar = f" (bar {self.bar:g}x: {verdict(self.met)})" if self.bar is not None else ""
+        return f"{self.of.name:{width}}  {self.of}  {self.ratio:.2f}x{bar}"
+
+    def result(self, group: str) -> Result:
+        """The line of the table."""
+        bar = "" if self.bar is None else f"{self.bar:g}x"
+        return Result(group, self.of.name, self.of.brief, f"{self.ratio:.2f}x", bar, self.met)
 
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:7.1f}"
 
 
-def interleaved(tasks: Mapping[str, Callable[[], float]], runs: int) -> dict[str, Series]:
-    """Run every task in turn (A B A B ...), after one round that is not counted.
+def interleaved(
+    tasks: Mapping[str, Callable[[], float]], runs: int, *, before: int = 1
+) -> dict[str, Series]:
+    """Run every task in turn (A B A B ...).
 
     What disturbs the machine for a while then disturbs all of them.
 
     Args:
         tasks: by name, what to run; each returns the seconds it took.
         runs: how often each is run.
+        before: rounds before that, which are not counted.
     """
     found: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(runs + 1):
+    for number in range(before + runs):
         for name, task in tasks.items():
             seconds = task()
-            if number:
+            if number >= before:
                 found[name].append(seconds)
     return {name: Series(name, tuple(seconds)) for name, seconds in found.items()}
 
@@ -84,8 +111,10 @@ def report(title: str, against: Series, comparisons: Sequence[Comparison]) -> No
     width = max(len(series.name) for series in (against, *(item.of for item in comparisons)))
     print(f"\n{title}")
     print(f"  {against.name:{width}}  {against}  1x")
+    results.add(Result(title, against.name, against.brief, "1x"))
     for item in comparisons:
         print(f"  {item.line(width)}")
+        results.add(item.result(title))
 
 
 def timed(argv: Sequence[str], *, timeout: float = 120) -> float:

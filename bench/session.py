@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench import results
 from bench.measure import output
 from tests.support import accounts
 
@@ -35,6 +36,7 @@ def again(arguments: Sequence[str]) -> int:
     Root has no session, and nobody's own session should be measured, or hold the bench's VMs.
     """
     settings = {_INSIDE: "1", "POCLAB_CONNECT": URI, "LIBVIRT_DEFAULT_URI": URI}
+    settings[results.FILE] = os.environ[results.FILE]
     with accounts.place(accounts.ordinary(), settings) as place:
         install = place.installation
         if not (install.checkout / "bench").is_dir():

@@ -20,14 +20,17 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from poclab import events
 from poclab.errors import PoclabError
 from poclab.files import writing_out
-from poclab.formats import SECTOR, DiskInfo, Part, opened, read
 from poclab.names import shown
 from poclab.run import CommandFailed, runner
 from poclab.units import GIB, MIB, format_size
+
+if TYPE_CHECKING:
+    from poclab.formats import DiskInfo, Part
 
 _INFO_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 30}
 # A check walks all of the metadata: 1 GiB holds the reference counts of about 30 TiB of data.
@@ -35,6 +38,7 @@ _CHECK_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 600}
 # Address space: buffers, thread stacks and the tables, which the readers have bounded.
 _CONVERT_MEMORY = 2 * GIB
 _HOURS = 6 * 3600.0
+_SECTOR = 512
 
 
 # --- inspection -------------------------------------------------------------------------
@@ -59,6 +63,8 @@ def inspect(
         PoclabError: it is no file, no disk, a format poclab does not take, damaged, or it
             refers to another file.
     """
+    from poclab.formats import opened, read  # a reset makes overlays, and needs none of it
+
     name = shown(name or path.name, 200)
     with opened(path, name, part) as window:
         found = read(window, expected)
@@ -212,7 +218,7 @@ def read_sectors(path: Path, sector: int, count: int) -> bytes:
         PoclabError: they are not there, or qemu-img cannot read them.
     """
     name = _plain(path).replace(",", ",,")
-    options = f"driver=raw,offset={sector * SECTOR},size={count * SECTOR},"
+    options = f"driver=raw,offset={sector * _SECTOR},size={count * _SECTOR},"
     options += f"file.driver=qcow2,file.file.driver=file,file.file.filename={name}"
     with tempfile.NamedTemporaryFile(dir=path.parent) as target:
         argv = ["qemu-img", "convert", "--image-opts", "-O", "raw", options, target.name]

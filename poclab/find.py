@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from poclab.errors import PoclabError, UsageError
 from poclab.model import ObservedVm
@@ -127,6 +126,8 @@ def _unknown(
     names = [*(vm.record.path for vm in vms), *(labs or ())]
     if "/" not in text:
         names += [vm.record.name for vm in vms]
+    from difflib import get_close_matches
+
     near = get_close_matches(text, names, n=1)
     if near:
         return PoclabError(what, why=f"did you mean {near[0]}?")

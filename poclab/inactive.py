@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from poclab import events, lock, packing, sharing
+from poclab import events, lock
 from poclab.errors import PoclabError
-from poclab.images import used_volumes
 from poclab.manifest import base_volume, bases, packed_volume
 from poclab.model import Ref, Version
 from poclab.store import Store
@@ -70,6 +69,8 @@ class _Found:
 def _look(host: Host, store: Store) -> _Found:
     versions = store.versions()
     names = set(host.pool.names())
+    from poclab.images import used_volumes
+
     used = used_volumes(host.vms(), host.foreign())
     stay = active(versions, used)
     if store.has_newer():  # what that stands on cannot be known
@@ -86,6 +87,8 @@ def pack_older(host: Host, image: str) -> None:
     Does nothing where blocks can be shared, and where the pool is reached through libvirt alone.
     Whatever goes wrong is a warning: the new version is stored.
     """
+    from poclab import sharing
+
     if not wanted() or not isinstance(host.pool, LocalPool):
         return
     if sharing.possible(Path(host.pool.directory)):
@@ -151,6 +154,8 @@ def _refuse_active(found: _Found, version: Version) -> None:
 
 
 def _pack(host: Host, store: Store, version: Version) -> None:
+    from poclab import packing
+
     pool = host.pool
     base = base_volume(version.digest)
     began = time.monotonic()
@@ -202,6 +207,8 @@ def bring_back(host: Host, version: Version) -> None:
 
 
 def _unpack(host: Host, version: Version, digest: str) -> None:
+    from poclab import packing
+
     pool = host.pool
     base = base_volume(digest)
     packed = packed_volume(base)

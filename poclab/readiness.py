@@ -81,7 +81,7 @@ def wait(host: Host, record: VmRecord, files: LabFiles) -> float:
         return True
 
     try:
-        return probe.wait_until(check, ready.timeout, interval=0.2, longest=1.0)
+        return probe.wait_until(check, ready.timeout, interval=0.1, longest=0.5)
     except probe.TimedOut as error:
         raise PoclabError(
             f"{record.path} was not ready after {format_seconds(ready.timeout)}",

@@ -14,12 +14,10 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
-from poclab import events, lock, sharing
-from poclab.digest import file_digest
+from poclab import events, lock
 from poclab.errors import PoclabError
 from poclab.manifest import (
     BASE,
@@ -146,6 +144,8 @@ class Store:
                 why=f"{ref.image} has {', '.join(tags)}",
                 fix=f"choose one of these, or `poclab image build {ref.image} --tag {ref.tag}`",
             )
+        from difflib import get_close_matches
+
         images = sorted({item.ref.image for item in versions})
         near = get_close_matches(ref.image, images, n=1)
         why = f"there is no image {ref.image}"
@@ -251,6 +251,8 @@ class Store:
         Raises:
             PoclabError: the name is taken, a parent is gone, or the pool cannot be written.
         """
+        from poclab.digest import file_digest
+
         version = Version(
             ref=ref,
             digest=digest or file_digest(file),
@@ -297,6 +299,8 @@ class Store:
         path = Path(self._pool.directory, base)
         if base not in self._pool.names() or not os.access(path, os.R_OK):
             return False
+        from poclab.digest import file_digest
+
         damaged = file_digest(path, version.digest) != version.digest
         if damaged:
             events.note(f"{base} was damaged, and is replaced by this disk")
@@ -304,6 +308,8 @@ class Store:
 
     def _share(self, version: Version, file: Path) -> None:
         """Have a new base share its blocks with the bases there are; it is as good without that."""
+        from poclab import sharing
+
         directory = Path(self._pool.directory)
         # Where the pool is reached through libvirt alone, files are staged elsewhere.
         if directory not in file.parents or base_volume(version.digest) in self._pool.names():
