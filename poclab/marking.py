@@ -142,7 +142,7 @@ class _Work:
         return tuple(_marked(vm.record) for vm in self._vms)
 
     def _named(self) -> Mark:
-        changed = [vm.record.name for vm in self._vms if self._changed(vm.record)]
+        changed = [_told(vm.record) for vm in self._vms if self._changed(vm.record)]
         made = self._write(self._as_they_are())
         if changed:
             events.warning(
@@ -276,6 +276,12 @@ def made_for(record: VmRecord, mark: str, number: int = 1) -> Ref:
 
 def _marked(record: VmRecord) -> Marked:
     return Marked(record.name, record.version, record.digest)
+
+
+def _told(record: VmRecord) -> str:
+    """A VM that was written to, with what it was switched to in place."""
+    switched = record.runs != record.version
+    return f"{record.name} (switched to {record.runs})" if switched else record.name
 
 
 def _refs(record: VmRecord) -> tuple[Ref, Ref]:
