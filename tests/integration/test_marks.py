@@ -214,7 +214,7 @@ def test_what_changed_is_committed_on_request(lab: OneLab) -> None:
     assert labs.leftovers(host) == []
 
 
-@pytest.mark.parametrize(("how", "every"), [("kill", 3), ("interrupt", 14), ("enospc", 14)])
+@pytest.mark.parametrize(("how", "every"), [("kill", 4), ("interrupt", 14), ("enospc", 14)])
 def test_stopped_at_any_step_the_same_command_goes_on(lab: OneLab, how: str, every: int) -> None:
     """A VM that runs and one that is off are committed; what is made already is used.
 
