@@ -15,6 +15,13 @@ from bench.results import Result, verdict
 class MeasurementError(Exception):
     """What was to be measured did not work, so there is no figure."""
 
+    @property
+    def words(self) -> str:
+        """What the failing program itself said: its error, else its last line."""
+        lines = [line.strip() for line in str(self).splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines[-1:] or ["it does not say why"])[0].removeprefix("error: ")
+
 
 @dataclass(frozen=True)
 class Series:

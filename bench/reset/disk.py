@@ -7,8 +7,8 @@ for it, in blocks that the file system has given, the disk that all of them stan
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -42,8 +42,7 @@ def _line(name: str, measure: Callable[[], int]) -> None:
     try:
         figure, why = f"{measure() / MIB:.0f} MiB", ""
     except MeasurementError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        figure, why = "does not run here", lines[-1].strip()
+        figure, why = "does not run here", error.words
     print(f"  {name:42} {figure}{f': {why}' if why else ''}")
     results.add(Result(_TITLE, name, figure, why))
 
@@ -74,18 +73,28 @@ def _counted() -> int:
 
 def _committed() -> int:
     before = _counted() - _tiny()
-    guests.up(guests.KINDS["tiny"], lab=LAB, net=6)
-    guest = guests.guest(lab=LAB)
     refs = [f"{LAB}:v{number}" for number in range(COUNT)]
-    for number, ref in enumerate(refs):
-        _grow(guest, number)
-        words = ["commit", f"{LAB}/{guests.VM}", "--as", ref, "--no-quiesce", "--yes"]
-        output([*session.poclab(), "-q", *words])
-    output([*session.poclab(), "-q", "warm", "drop", "--lab", LAB, "--all"])
-    taken = _counted() - before
-    guests.down(LAB)
-    output([*session.poclab(), "-q", "image", "rm", "--yes", *refs])
-    return taken
+    with _lab(refs):
+        guest = guests.guest(lab=LAB)
+        for number, ref in enumerate(refs):
+            _grow(guest, number)
+            words = ["commit", f"{LAB}/{guests.VM}", "--as", ref, "--no-quiesce", "--yes"]
+            output([*session.poclab(), "-q", *words])
+        output([*session.poclab(), "-q", "warm", "drop", "--lab", LAB, "--all"])
+        return _counted() - before
+
+
+@contextmanager
+def _lab(versions: Sequence[str]) -> Iterator[None]:
+    """A lab of one VM, which goes with some versions."""
+    guests.up(guests.KINDS["tiny"], lab=LAB, net=6)
+    try:
+        yield
+    finally:
+        guests.down(LAB)
+        for ref in versions:
+            with suppress(MeasurementError):  # it was not made
+                output([*session.poclab(), "-q", "image", "rm", "--yes", ref])
 
 
 def _tiny() -> int:
@@ -98,15 +107,13 @@ def _built() -> int:
     kind = guests.KINDS["tiny"]
     before = _counted() - _tiny()
     tags = [f"v{number}" for number in range(2, COUNT + 1)]
-    for tag in tags:
-        guests.build(kind, tag)
-    guests.up(kind, lab=LAB, net=6)
-    output([*session.poclab(), "-q", "reset", f"{LAB}/{guests.VM}", "--to", tags[-1], "--no-wait"])
-    output([*session.poclab(), "-q", "warm", "drop", "--lab", LAB, "--all"])
-    taken = _counted() - before
-    guests.down(LAB)
-    output([*session.poclab(), "-q", "image", "rm", "--yes", *(f"tiny:{tag}" for tag in tags)])
-    return taken
+    with _lab([f"tiny:{tag}" for tag in tags]):
+        for tag in tags:
+            guests.build(kind, tag)
+        words = ["reset", f"{LAB}/{guests.VM}", "--to", tags[-1], "--no-wait"]
+        output([*session.poclab(), "-q", *words])
+        output([*session.poclab(), "-q", "warm", "drop", "--lab", LAB, "--all"])
+        return _counted() - before
 
 
 def _internal() -> int:

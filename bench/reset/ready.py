@@ -101,7 +101,7 @@ def _measured(
                 if name in (COLD, WARM, COLD_HAND, WARM_HAND):
                     raise
                 failed.add(name)
-                faults[name] = _last(error)
+                faults[name] = error.words
                 return 0.0
 
         return once
@@ -109,11 +109,6 @@ def _measured(
     found = interleaved({name: task(name) for name in ways}, runs, before=0)
     good = {name: series for name, series in found.items() if name not in failed}
     return good, {name: Series(name, tuple(timed[name].returned)) for name in good}
-
-
-def _last(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()
 
 
 @contextmanager
@@ -134,7 +129,7 @@ def _by_libvirt(
                 revert.keep()
                 restoring[REVERT] = revert
             except MeasurementError as error:
-                faults[REVERT] = _last(error)
+                faults[REVERT] = error.words
         cold.guest.wait(kind.boot)
         yield {COLD_HAND: cold}, restoring
     finally:
@@ -153,7 +148,7 @@ def _others(kind: Kind, faults: dict[str, str]) -> dict[str, Kcli | Vagrant]:
             print(f"{made.name}: {made.version()}")
             found[_peer(made.name)] = made
         except MeasurementError as error:
-            faults[_peer(tool.name)] = _last(error)
+            faults[_peer(tool.name)] = error.words
     return found
 
 

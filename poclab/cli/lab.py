@@ -219,7 +219,7 @@ def _show_status(rows: list[VmRow], form: Format, labs: str = "") -> None:
 
 
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Lab files.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Lab files.")],
 ) -> None:
     """Check lab files without a host; all faults of all files in one go."""
     from poclab.schema.lab import load_lab
@@ -227,7 +227,7 @@ def validate(
     faults: list[PoclabError] = []
     for path in files:
         try:
-            found = load_lab(path)
+            found = load_lab(Path(path))
         except PoclabError as error:
             faults.append(error)
         else:
