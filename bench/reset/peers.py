@@ -151,6 +151,7 @@ class Vagrant:
             raise MeasurementError(f"it is not installed: {_VAGRANT}")
         self._kind = kind
         self._where = guests.DIRECTORY / f"vagrant-{kind.name}"
+        shutil.rmtree(self._where, ignore_errors=True)  # of an earlier one
         self._where.mkdir()
         self._env = _bare_environment() | {
             "VAGRANT_HOME": str(self._where / "home"),
