@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,9 @@ from statistics import median
 from bench import results
 from bench.results import Result, verdict
 
+# A program's error as poclab and virsh print it, or as Ruby does above its traceback.
+_ERROR = re.compile(r"^error: (.+)$|(?<=': )(.+ \([\w:]*Error\))$")
+
 
 class MeasurementError(Exception):
     """What was to be measured did not work, so there is no figure."""
@@ -19,8 +23,8 @@ class MeasurementError(Exception):
     def words(self) -> str:
         """What the failing program itself said: its error, else its last line."""
         lines = [line.strip() for line in str(self).splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ")]
-        return (errors or lines[-1:] or ["it does not say why"])[0].removeprefix("error: ")
+        errors = [found[1] or found[2] for line in lines if (found := _ERROR.search(line))]
+        return (errors or lines[-1:] or ["it does not say why"])[0]
 
 
 @dataclass(frozen=True)

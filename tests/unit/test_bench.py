@@ -8,7 +8,7 @@ from xml.etree.ElementTree import fromstring, tostring
 import pytest
 
 from bench import results
-from bench.measure import Comparison, Series, interleaved
+from bench.measure import Comparison, MeasurementError, Series, interleaved
 from bench.reset import guests
 from bench.results import Result
 from poclab.virt.blocks import system_disk
@@ -35,6 +35,22 @@ def test_a_bar_is_met_or_missed(seconds: float, bar: float, met: bool) -> None:
     assert found.met is met
     assert found.line(4).endswith(f"(bar 1.3x: {'met' if met else '**missed**'})")
     assert Comparison(found.of, found.against).met is None
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("virsh x: exit status 1\nerror: it is off\nerror: later\n", "it is off"),
+        ("Traceback\n  raise X\nlibvirtError: no flash\n\n", "libvirtError: no flash"),
+        (
+            "/x.rb:2:in `create': Call failed: no flash (Libvirt::Error)\n\tfrom /x.rb:1:in `<x>'",
+            "Call failed: no flash (Libvirt::Error)",
+        ),
+        ("", "it does not say why"),
+    ],
+)
+def test_a_tool_that_fails_has_its_own_words(said: str, words: str) -> None:
+    assert MeasurementError(said).words == words
 
 
 def test_the_results_of_all_processes_become_one_table(
