@@ -9,6 +9,8 @@ from poclab import lock, warm
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.names import check_name
+from poclab.parked import Lot
+from poclab.parking import forget
 from poclab.schedule import run_in_order
 from poclab.virt.design import KEPT
 from poclab.virt.host import Host
@@ -23,16 +25,18 @@ class Downfall:
         vms: its VMs.
         networks: its networks.
         kept: volumes of kept data disks.
+        parked: parked disks, `LAB/VM@TIME`; they stay unless they are asked for.
     """
 
     lab: str
     vms: tuple[str, ...]
     networks: tuple[str, ...]
     kept: tuple[str, ...]
+    parked: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
-        """Whether nothing of the lab is there, kept data disks aside."""
+        """Whether nothing of the lab is there, kept data disks and parked disks aside."""
         return not self.vms and not self.networks
 
 
@@ -41,6 +45,7 @@ def down(
     lab: str,
     *,
     volumes: bool = False,
+    parked: bool = False,
     confirm: Callable[[Downfall], bool] = lambda _what: True,
 ) -> Downfall | None:
     """Remove a lab's VMs, disks and networks.
@@ -49,6 +54,7 @@ def down(
         host: the host.
         lab: the lab's name.
         volumes: remove the kept data disks too.
+        parked: remove the parked disks too.
         confirm: called with what is about to go.
 
     Returns:
@@ -63,12 +69,14 @@ def down(
         at.mend_domains()
         warm.mend(at)
         found = look(host, lab)
-        if not found.empty or (volumes and found.kept):
+        if not found.empty or (volumes and found.kept) or (parked and found.parked):
             if not confirm(found):
                 return None
             _remove(at, found, volumes)
+        if parked:
+            forget(at, [x for x in Lot.of(host.pool, lab).items if x.name in found.parked])
         at.sweep()
-        if not (found.kept and not volumes):
+        if not ((found.kept and not volumes) or (found.parked and not parked)):
             at.files.remove()
         host.settle()
         return found
@@ -76,10 +84,12 @@ def down(
 
 def look(host: Host, lab: str) -> Downfall:
     """What there is of a lab."""
-    vms = tuple(vm.record.name for vm in host.vms() if vm.record.lab == lab)
+    there = host.vms()
+    vms = tuple(vm.record.name for vm in there if vm.record.lab == lab)
     networks = tuple(net.record.name for net in host.networks() if net.record.lab == lab)
     kept = tuple(name for name in host.pool.names() if name.startswith(f"{KEPT}{lab}."))
-    return Downfall(lab, vms, networks, kept)
+    parked = tuple(x.name for x in Lot.of(host.pool, lab).kept(there) if x.lasting)
+    return Downfall(lab, vms, networks, kept, parked)
 
 
 def _remove(at: LabHost, found: Downfall, volumes: bool) -> None:

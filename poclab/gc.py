@@ -11,13 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 
-from poclab import events, extents, lock
+from poclab import events, extents, lock, parking
 from poclab.errors import PoclabError
 from poclab.images import Orphan, collect, orphans, used_volumes
 from poclab.labhost import LabHost
 from poclab.manifest import BASE, MANIFEST, base_volume, bases, version_volumes
 from poclab.marks import Marks
 from poclab.model import Ref, Version
+from poclab.parked import Lot
 from poclab.records import volumes
 from poclab.store import Store
 from poclab.virt import places
@@ -25,6 +26,7 @@ from poclab.virt.host import Host
 from poclab.warmstate import Shelf
 
 VERSION = "version"
+PARKED = "parked disk"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Removal:
     """A line of `poclab gc`; the fields are the JSON's keys.
 
     Attributes:
-        kind: "volume", "work directory" or "version".
+        kind: "volume", "work directory", "parked disk" or "version".
         name: its name.
         frees: bytes on the disk that are free when it and all before it are gone.
         why: why it may go.
@@ -58,31 +60,43 @@ class Removal:
 
 
 def look(host: Host, wish: Wish) -> list[Removal]:
-    """What there is to remove, in the order in which it goes: garbage, then versions.
+    """What there is to remove, in the order in which it goes: garbage, parked disks, versions.
 
     What is left of a lab that another command is at does not count: it may be just being made.
     """
     store = Store(host.pool, host.uri)
     with store.reading():
         waste = orphans(host)
-        busy = {lab for lab in {*map(_lab, waste)} - {""} if not _idle(host, lab)}
+        stale = parking.stale(host)
+        labs = {*map(_lab, waste), *(item.lab for item in stale)} - {""}
+        busy = {lab for lab in labs if not _idle(host, lab)}
         waste = [item for item in waste if _lab(item) not in busy]
+        stale = [item for item in stale if item.lab not in busy]
         versions, old, used = _old(host, store, wish)
         staying = used.union(*(version_volumes(item) for item in versions if item not in old))
         states = _fallen(host, old, staying)
         names = host.pool.names()
         lost = dict.fromkeys(item.name for item in waste)
         where = places.find(host.pool, dict.fromkeys([*names, *lost]))
-    parts = [version_volumes(item).union(*states[item.ref]).difference(lost) for item in old]
-    going = [*([name] for name in lost), *parts]
-    staying = staying.union(set(names).difference(*going)).difference(lost)
-    sizes = iter(extents.freed([where.of(part) for part in going], where.of(staying)))
-    return [
-        *(Removal(item.kind, item.name, next(sizes), item.why) for item in waste),
+    going = [
+        *((item.kind, item.name, item.why, frozenset({item.name})) for item in waste),
+        *((PARKED, item.name, item.why, item.volumes) for item in stale),
         *(
-            Removal(VERSION, str(item.ref), next(sizes), _why(item, len(states[item.ref])))
+            (
+                VERSION,
+                str(item.ref),
+                _why(item, len(states[item.ref])),
+                version_volumes(item).union(*states[item.ref]).difference(lost),
+            )
             for item in old
         ),
+    ]
+    parts = [part for *_, part in going]
+    staying = staying.union(set(names).difference(*parts)).difference(lost)
+    sizes = extents.freed([where.of(part) for part in parts], where.of(staying))
+    return [
+        Removal(kind, name, size, why)
+        for (kind, name, why, _), size in zip(going, sizes, strict=True)
     ]
 
 
@@ -99,6 +113,7 @@ def _fallen(
     lost = [state for state in states if not below[state.manifest] <= set(staying)]
     in_use = {name for vm in vms for record in (vm.record, vm.running) for name in volumes(record)}
     held = in_use.union(*(state.volumes for state in states if state not in lost))
+    held |= Lot.of(host.pool).held(vms)
     return {
         item.ref: [x.volumes - held for x in lost if below[x.manifest].intersection(bases(item))]
         for item in old
@@ -151,6 +166,7 @@ def remove(host: Host, wish: Wish, shown: Iterable[Removal]) -> list[Removal]:
         PoclabError: something cannot be deleted.
     """
     lines = list(shown)
+    _expire(host, {item.name for item in lines if item.kind == PARKED})
     _clear(host)
     refs = {item.name for item in lines if item.kind == VERSION}
     store = Store(host.pool, host.uri)
@@ -163,8 +179,17 @@ def remove(host: Host, wish: Wish, shown: Iterable[Removal]) -> list[Removal]:
         _clear(host)
     host.settle()
     left = {str(item.ref) for item in store.versions()}
+    left.update(item.name for item in Lot.of(host.pool).kept(host.vms()))
     left.update(host.pool.names(), host.pool.leftovers(), host.pool.moves().values())
     return [item for item in lines if item.name not in left]
+
+
+def _expire(host: Host, names: Collection[str]) -> None:
+    """Delete parked disks whose time is up, those of labs which somebody is at aside."""
+    for lab in sorted({item.lab for item in parking.stale(host) if item.name in names}):
+        with ExitStack() as stack:
+            if _locked(stack, host, lab):
+                parking.remove(LabHost(host, lab), names)
 
 
 def _clear(host: Host) -> None:
@@ -187,7 +212,7 @@ def _old(
 ) -> tuple[list[Version], list[Version], frozenset[str]]:
     """All versions, those of them that may go, and the volumes that are in use."""
     vms, versions = host.vms(), store.versions()
-    used = used_volumes(vms, host.foreign())
+    used = used_volumes(vms, host.foreign(), Lot.of(host.pool))
     if wish.keep is None:
         return versions, [], used
     if store.has_newer():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from poclab import events
@@ -10,10 +10,11 @@ from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases
 from poclab.marks import Marks
 from poclab.model import Foreign, ObservedVm, Ref, Version
+from poclab.parked import Lot, Parked
 from poclab.protection import refuse_protected
 from poclab.records import PASSING, garbage
 from poclab.store import Store
-from poclab.versions import standing_on
+from poclab.versions import on_version, standing_on
 from poclab.virt.host import Host
 from poclab.warmstate import Shelf
 
@@ -28,14 +29,15 @@ def remove(host: Host, refs: Sequence[Ref]) -> None:
     with store.changing():
         _collect(host, store)  # what a removal that was interrupted left goes, whatever follows
         versions = [store.get(ref) for ref in refs]
-        vms, foreign = host.vms(), host.foreign()
+        vms, foreign, lot = host.vms(), host.foreign(), Lot.of(host.pool)
         stay = [other for other in store.versions() if other.ref not in refs]
         marks = Marks.of(host.pool)
         for version in versions:
             _refuse_needed(version, vms, foreign, stay)
             _refuse_marked(version, marks)
+            _refuse_parked(version, lot.kept(vms))
         for ref in refs:
-            store.remove(ref, used_volumes(vms, foreign))
+            store.remove(ref, used_volumes(vms, foreign, lot))
             events.note(f"{ref} is removed")
         _collect(host, store)  # what they were layered on and nothing else is
     host.settle()
@@ -75,6 +77,17 @@ def _refuse_marked(version: Version, marks: Marks) -> None:
         )
 
 
+def _refuse_parked(version: Version, parked: Iterable[Parked]) -> None:
+    found = [item.name for item in on_version(version, parked)]
+    if found:
+        raise PoclabError(
+            f"{version.ref} is in use",
+            why=f"the parked disk{'s' if len(found) > 1 else ''} of {', '.join(found)}"
+            f" {'stand' if len(found) > 1 else 'stands'} on it",
+            fix=f"poclab parked drop {found[0]}",
+        )
+
+
 def tag(host: Host, source: Ref, target: Ref) -> Version:
     """Give a version a second name; the disk is shared.
 
@@ -95,18 +108,18 @@ def collect(host: Host) -> list[str]:
 
 
 def _collect(host: Host, store: Store) -> list[str]:
-    found = store.garbage(used_volumes(host.vms(), host.foreign()))
+    found = store.garbage(used_volumes(host.vms(), host.foreign(), Lot.of(host.pool)))
     for name in found:
         events.step("delete", volume=name)
         host.pool.delete(name)
     return found
 
 
-def used_volumes(vms: Iterable[ObservedVm], foreign: Foreign) -> frozenset[str]:
+def used_volumes(vms: Collection[ObservedVm], foreign: Foreign, lot: Lot) -> frozenset[str]:
     """The volumes that versions must not take along."""
     records = [record for vm in vms for record in (vm.record, vm.running)]
     below = {name for record in records for name in bases(record)}
-    return frozenset({*below, *foreign.volumes})
+    return frozenset({*below, *foreign.volumes, *lot.bases(vms)})
 
 
 @dataclass(frozen=True)
@@ -131,10 +144,11 @@ def orphans(host: Host) -> list[Orphan]:
     foreign = host.foreign()
     passing = tuple(f"{kind}." for kind in PASSING)
     labs = {name.split(".")[1] for name in names if name.startswith(passing)}
-    held = Shelf.of(host.pool).held(vms)
+    lot = Lot.of(host.pool)
+    held = Shelf.of(host.pool).held(vms) | lot.held(vms)
     disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign, held)]
     store = Store(host.pool, host.uri)
-    bases_ = store.garbage(used_volumes(vms, foreign))
+    bases_ = store.garbage(used_volumes(vms, foreign, lot))
     return [
         *(Orphan("volume", name, "no VM stands on it") for name in disks),
         *(Orphan("volume", name, "no version has it") for name in bases_),

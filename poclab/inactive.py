@@ -20,6 +20,7 @@ from poclab import events, lock
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases, packed_volume
 from poclab.model import Ref, Version
+from poclab.parked import Lot
 from poclab.store import Store
 from poclab.units import format_seconds, format_size
 from poclab.virt.host import Host
@@ -71,7 +72,7 @@ def _look(host: Host, store: Store) -> _Found:
     names = set(host.pool.names())
     from poclab.images import used_volumes
 
-    used = used_volumes(host.vms(), host.foreign())
+    used = used_volumes(host.vms(), host.foreign(), Lot.of(host.pool))
     stay = active(versions, used)
     if store.has_newer():  # what that stands on cannot be known
         stay |= names

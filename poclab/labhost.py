@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from poclab import config, credentials, events, inactive, lock, probe
+from poclab import config, credentials, events, inactive, lock, parked, probe
 from poclab.disk import is_blank
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases, now
 from poclab.model import Frozen, ObservedVm, VmRecord
+from poclab.parked import Lifetime, Lot, Parked
 from poclab.plan import Observed
 from poclab.records import Stamp, garbage, volumes
 from poclab.ssh import LabFiles
@@ -161,6 +162,7 @@ class LabHost:
 
     def sweep(self) -> None:
         """Delete system disks and passing data disks of this lab that no VM stands on."""
+        self.mend_domains()
         vms = self.host.vms()
         foreign = self.host.foreign()
         self.host.pool.sweep()
@@ -168,8 +170,10 @@ class LabHost:
             if old.split(".")[1] == self.lab:  # nobody is at it: the lab is locked
                 events.step("delete", volume=new)
                 self.host.pool.undo(old)
-        shelf = Shelf.of(self.host.pool, self.lab)
-        for name in garbage(self.lab, sorted(shelf.names), vms, foreign, shelf.held(vms)):
+        shelf, lot = Shelf.of(self.host.pool, self.lab), Lot.of(self.host.pool, self.lab)
+        held = shelf.held(vms) | lot.held(vms)
+        found = garbage(self.lab, sorted(shelf.names), vms, foreign, held)
+        for name in sorted(found, key=lambda name: lot.last(name, vms)):
             events.step("delete", volume=name)
             self.host.pool.delete(name)
         for vm in vms:
@@ -195,28 +199,79 @@ class LabHost:
         )
 
     def put_on_new_disk(
-        self, record: VmRecord, before: ObservedVm | None, over: Sequence[Frozen] = ()
+        self,
+        record: VmRecord,
+        before: ObservedVm | None,
+        over: Sequence[Frozen] = (),
+        keep: Lifetime = None,
     ) -> VmRecord:
         """Give a VM a new system disk of its record's version; it is off afterwards.
 
-        The new disk comes first, then the definition, then the running guest ends; the old
-        disk goes with `sweep`, after the new one has started.
+        The new disk comes first, then the old one is parked, then the definition, then the
+        running guest ends; the old disk goes with `sweep`, after the new one has started.
 
         Args:
             record: what the VM is to be.
             before: the VM as it was found.
             over: the disks of a warm state that its disks are to lie over, or none.
+            keep: how long the old disk is kept.
 
         Returns:
             The record, which now names the new disk.
         """
         record = self.new_overlay(record, over=over)
-        guest = self.define(record, before.uuid if before else None)
+        self.change_over(record, before, keep)
         if before:
-            self._end(guest, before.record)
             self.renew_tpm(record)
         self.data_disks(record, before.record if before else None)
         return record
+
+    def change_over(self, record: VmRecord, before: ObservedVm | None, keep: Lifetime) -> None:
+        """Park the disks that a VM is on, define it on others that are there, end its guest.
+
+        Args:
+            record: what the VM is to be.
+            before: the VM as it was found.
+            keep: how long the old disks are kept.
+        """
+        left = self.park(before, keep) if before else None
+        guest = self.define(record, before.uuid if before else None)
+        if before:
+            self.leave(guest, before, left)
+
+    def park(self, vm: ObservedVm, keep: Lifetime) -> Parked | None:
+        """Keep the disks that a VM is to be taken off; see `parked.park`."""
+        lot = Lot.of(self.host.pool, self.lab)
+        return parked.park(self.host.pool, lot, vm, config.user_name(), keep)
+
+    def leave(self, guest: Guest, before: ObservedVm, left: Parked | None) -> None:
+        """End a guest whose disks it is taken off.
+
+        Args:
+            guest: its domain.
+            before: the VM as it was found.
+            left: what of these disks is parked.
+        """
+        asked = left is not None and left.lasting
+        ran = guest.active()
+        clean = self._end(guest, before.record, gently=asked)
+        if left and asked:
+            how = ", as after a power cut" if ran and not clean else ""
+            until = "" if left.expires == parked.NEVER else f" until {left.expires}"
+            back = f"poclab restore {left.name}"
+            events.note(f"{before.record.name}: its old disk is kept{until}{how}: {back}")
+
+    def tell_waiting(self, failed: Collection[str]) -> None:
+        """Say which VMs that did not start can go back to the disk they were on.
+
+        Args:
+            failed: these VMs, as `LAB/VM`.
+        """
+        vms = self.host.vms() if failed else []
+        for item in Lot.of(self.host.pool, self.lab).kept(vms):
+            path = item.record.path
+            if path in failed and not item.lasting:
+                events.note(f"{path}: its old disk is still there: poclab restore {item.name}")
 
     def renew_tpm(self, record: VmRecord) -> None:
         """Give a VM that is off a TPM that nothing was ever stored in, if it has one.
@@ -266,6 +321,8 @@ class LabHost:
             volume: the volume.
             step: what the step is called.
         """
+        if volume in self._parked:
+            return  # a disk that is parked lies over it
         user = self._elsewhere.get(volume)
         if user:
             events.warning(f"{volume} stays: domain {user} stands on it")
@@ -278,12 +335,26 @@ class LabHost:
         """The volumes that domains stand on which are no VMs by their record."""
         return self.host.foreign().volumes
 
-    def _end(self, guest: Guest, record: VmRecord) -> None:
-        """End a guest whose system disk goes; one with a disk to keep may write it out first."""
-        if any(disk.keep for disk in record.disks):
-            guest.shut_down(_PATIENCE)
-        else:
-            guest.power_off()
+    @cached_property
+    def _parked(self) -> frozenset[str]:
+        """The volumes of this lab that are parked."""
+        return Lot.of(self.host.pool, self.lab).held(self.host.vms())
+
+    def _end(self, guest: Guest, record: VmRecord, *, gently: bool = False) -> bool:
+        """End a guest whose system disk goes; one with a disk to keep may write it out first.
+
+        Args:
+            guest: its domain.
+            record: what it is.
+            gently: its system disk is kept.
+
+        Returns:
+            Whether it shut down by itself.
+        """
+        if gently or any(disk.keep for disk in record.disks):
+            return guest.shut_down(_PATIENCE)
+        guest.power_off()
+        return False
 
     def _credentials(self, record: VmRecord) -> tuple[str, ...]:
         # A session's segments have no DHCP server: the guest is told its addresses.

@@ -300,6 +300,8 @@ class VmRecord:
         ready: when it counts as ready.
         ssh_key: the lab's public key, one line, or an empty string.
         fresh: whether the firmware variables must be made anew at the next start.
+        used: whether its system disk had run before it was put on it (`poclab restore`): no
+            memory is kept of it or brought back onto it.
         warm: whether its memory is to be kept for warm resets.
         frozen: disks of a warm state that its own disks lie over.
         in_place: when it was switched in place: what it boots, and what it booted before.
@@ -325,6 +327,7 @@ class VmRecord:
     ready: Ready | None = None
     ssh_key: str = ""
     fresh: bool = True
+    used: bool = False
     parents: tuple[str, ...] = ()
     warm: bool = False
     frozen: tuple[Frozen, ...] = ()

@@ -304,6 +304,7 @@ class _Planner:
             ready=vm.ready,
             ssh_key=before.ssh_key if before else self.stamp.ssh_key,
             fresh=before.fresh if before else True,
+            used=before.used if before else False,
             warm=vm.warm and not cold_because(vm),
             frozen=before.frozen if before else (),
             in_place=before.in_place if before else (),

@@ -10,8 +10,8 @@ from poclab.units import format_size
 from poclab.virt.design import data_volume
 
 # What the volumes of a lab begin with that nobody was promised to keep: system disks, data disks
-# that go with them, warm states.
-PASSING = ("overlay", "scratch", "warm")
+# that go with them, warm states, what says that disks are parked.
+PASSING = ("overlay", "scratch", "warm", "parked")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Stamp:
 
 def remade(record: VmRecord, action: str, stamp: Stamp) -> VmRecord:
     """The record with a new system disk to come: fresh firmware, today's key, history."""
-    fresh = replace(record, overlay="", frozen=(), in_place=(), fresh=True, ssh_key=stamp.ssh_key)
+    new = {"overlay": "", "frozen": (), "in_place": (), "fresh": True, "used": False}
+    fresh = replace(record, **new, ssh_key=stamp.ssh_key)  # type: ignore[arg-type]
     return replace(fresh, history=(*record.history, entry(fresh, action, stamp)))
 
 
@@ -114,7 +115,7 @@ def garbage(
         vms: the VMs there are; both their defined and their running disks count.
         foreign: what is in no record; what its domains stand on or carries their name is left
             alone.
-        held: volumes of warm states.
+        held: volumes of warm states and of parked disks.
     """
     foreign = foreign or Foreign()
     used = {*foreign.volumes, *held}

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from poclab import events, inactive, lock, start, warm
+from poclab import events, inactive, livecommit, lock, start, warm
 from poclab.aims import Aim, Choice, back
 from poclab.errors import PoclabError
 from poclab.find import Target, find_vm
 from poclab.labhost import LabHost
 from poclab.model import ObservedVm, Ref, VmRecord
+from poclab.parked import Lifetime
 from poclab.records import remade
 from poclab.schedule import SkippedError, run_in_order
 from poclab.store import Store
@@ -47,6 +48,7 @@ def reset(
     *,
     wait: bool = True,
     keep_warm: bool | None = None,
+    keep_old: Lifetime = None,
 ) -> list[Reset]:
     """Put VMs on a clean disk.
 
@@ -57,6 +59,7 @@ def reset(
         wait: wait until they are ready.
         keep_warm: keep their memory when they are ready, or neither keep nor restore any; None
             for what the lab file says of each.
+        keep_old: how long the disks that they leave are kept; None until the new ones have run.
 
     Returns:
         How it went with those that it was tried for: one that fails keeps no other from its reset
@@ -72,20 +75,30 @@ def reset(
             at = LabHost(host, lab)
             at.mend_domains()
             warm.mend(at)
+            if keep_old:
+                livecommit.settle(at)
         vms = host.vms()  # once more, now that the labs are locked
         again = [replace(each, vm=find_vm(vms, each.path)) for each in targets]
-        return _Work(host, again, choose, wait=wait, keep_warm=keep_warm).run()
+        for each in again if keep_old else ():
+            livecommit.refuse_foreign_disk(LabHost(host, each.vm.record.lab), each.vm)
+        return _Work(host, again, choose, wait=wait, keep_warm=keep_warm, keep_old=keep_old).run()
 
 
 def rollback(
-    host: Host, target: ObservedVm, *, wait: bool = True, keep_warm: bool | None = None
+    host: Host,
+    target: ObservedVm,
+    *,
+    wait: bool = True,
+    keep_warm: bool | None = None,
+    keep_old: Lifetime = None,
 ) -> list[Reset]:
-    """Put a VM on a clean disk of the version that it ran before the one it runs.
+    """Put a VM on a clean disk of the version that it ran before the one it runs; see `reset`.
 
     Raises:
         PoclabError: it ran no other, or that version is not there any more.
     """
-    return reset(host, [Target(target)], back, wait=wait, keep_warm=keep_warm)
+    targets = [Target(target)]
+    return reset(host, targets, back, wait=wait, keep_warm=keep_warm, keep_old=keep_old)
 
 
 class _Work:
@@ -97,6 +110,7 @@ class _Work:
         *,
         wait: bool,
         keep_warm: bool | None,
+        keep_old: Lifetime,
     ) -> None:
         self._host = host
         self._chosen = targets
@@ -104,6 +118,7 @@ class _Work:
         self._choose = choose
         self._wait = wait
         self._warm = keep_warm
+        self._keep_old = keep_old
         self._labs = {each.vm.record.lab: LabHost(host, each.vm.record.lab) for each in targets}
         self._errors: dict[str, Exception | None] = {}
         self._records: dict[str, VmRecord] = {}
@@ -125,6 +140,7 @@ class _Work:
         errors = run_in_order(order, self._start, workers=16)
         for lab in self._labs.values():
             lab.sweep()
+            lab.tell_waiting([path for path in wanted if errors[path]])
         self._host.settle()
         return [self._result(path, wanted[path].version, errors[path]) for path in wanted]
 
@@ -149,7 +165,7 @@ class _Work:
     def _put(self, record: VmRecord) -> None:
         lab, before = self._labs[record.lab], self._targets[record.path]
         over = warm.find(lab, record, before) if self._warm is not False else ()
-        self._records[record.path] = lab.put_on_new_disk(record, before, over)
+        self._records[record.path] = lab.put_on_new_disk(record, before, over, self._keep_old)
 
     @staticmethod
     def _after(record: VmRecord) -> tuple[str, ...]:

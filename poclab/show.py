@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from poclab.manifest import bases
 from poclab.marks import Marks
 from poclab.model import ObservedVm, Ref, Version
+from poclab.parked import Lot, Parked
 from poclab.store import Store
 from poclab.versions import users
 from poclab.virt.host import Host
@@ -35,7 +37,8 @@ class VersionRow:
         protected: whether `image rm` refuses it.
         same_disk: other versions with this disk, `IMAGE:TAG`.
         layered: versions that are layered on this disk, `IMAGE:TAG`.
-        used_by: VMs on it, `LAB/VM`, and marks that name it, `LAB@MARK`.
+        used_by: VMs on it, `LAB/VM`, marks that name it, `LAB@MARK`, and parked disks,
+            `LAB/VM@TIME`.
     """
 
     name: str
@@ -66,11 +69,16 @@ def show(host: Host, ref: Ref) -> VersionRow:
         PoclabError: there is none of that name.
     """
     store = Store(host.pool, host.uri)
-    return describe(store.get(ref), store.versions(), host.vms(), Marks.of(host.pool))
+    vms, marks = host.vms(), Marks.of(host.pool)
+    return describe(store.get(ref), store.versions(), vms, marks, Lot.of(host.pool).kept(vms))
 
 
 def describe(
-    version: Version, versions: list[Version], vms: list[ObservedVm], marks: Marks
+    version: Version,
+    versions: list[Version],
+    vms: list[ObservedVm],
+    marks: Marks,
+    parked: Iterable[Parked] = (),
 ) -> VersionRow:
     """What is known of a version, from what is on its host."""
     base = bases(version)[0]
@@ -94,5 +102,5 @@ def describe(
         protected=version.protected,
         same_disk=[str(other.ref) for other in others if other.digest == version.digest],
         layered=[str(other.ref) for other in others if base in bases(other)[1:]],
-        used_by=users(version, vms, marks),
+        used_by=users(version, vms, marks, parked),
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from poclab import events, extents, marks
+from poclab import events, extents, marks, parked
 from poclab.extents import Tally
 from poclab.images import orphans
 from poclab.manifest import bases, packed_volume, version_volumes
 from poclab.model import ObservedVm, Version
+from poclab.parked import Lot, Parked
+from poclab.records import volumes
 from poclab.store import Store
 from poclab.virt import places
 from poclab.virt.design import KEPT
@@ -26,6 +28,7 @@ _LAB_KINDS = {
     KEPT: "data disks",
     PREFIX: "warm states",
     marks.PREFIX: "marks",
+    parked.PREFIX: "parked disks",
 }
 
 
@@ -34,8 +37,8 @@ class SpaceRow:
     """A line of `poclab df`; the fields are the JSON's keys.
 
     Attributes:
-        kind: "version", "system disks", "data disks", "warm states" (their memory) or "marks" of
-            a lab, "other", "garbage" or "total".
+        kind: "version", "system disks", "data disks", "warm states" (their memory), "parked
+            disks" or "marks" of a lab, "other", "garbage" or "total".
         name: the version, the lab, or the volume of another kind.
         allocated: bytes on the disk, those that are shared included.
         shared: those that other lines have too; None where that cannot be known.
@@ -79,7 +82,8 @@ def space(host: Host) -> list[SpaceRow]:
             f"{len(found.unknown)} of {len(found.ranges)} volumes cannot be looked into:"
             " what they share is not known, and what is allocated is the file system's figure"
         )
-    return rows(groups(versions, vms, names, garbage), found, _unpacked(versions))
+    apart = Lot.of(host.pool).kept(vms)
+    return rows(groups(versions, vms, names, garbage, apart), found, _unpacked(versions))
 
 
 def groups(
@@ -87,6 +91,7 @@ def groups(
     vms: Iterable[ObservedVm],
     names: Iterable[str],
     garbage: Collection[str],
+    apart: Iterable[Parked] = (),
 ) -> list[Group]:
     """Which volumes are counted where; every volume is, but for the pool's marker. Pure."""
     waste = frozenset(garbage)
@@ -99,23 +104,29 @@ def groups(
     ]
     for name in {name for group in found for name in group.volumes}:
         rest.pop(name, None)
-    found += _of_labs(rest, vms)
+    found += _of_labs(rest, vms, list(apart))
     found += [Group("other", name, frozenset([name]), (name,)) for name in rest if not _lab(name)]
     return [*found, Group(GARBAGE, "poclab gc", waste, ())]
 
 
-def _of_labs(names: Iterable[str], vms: Iterable[ObservedVm]) -> Iterator[Group]:
+def _of_labs(
+    names: Iterable[str], vms: Iterable[ObservedVm], apart: Sequence[Parked]
+) -> Iterator[Group]:
     """The disks of each lab's VMs: those of a lab that is down too, which were kept."""
     records = [record for vm in vms for record in (vm.record, vm.running)]
+    in_use = {name for record in records for name in volumes(record)}
+    left = {name for item in apart for name in item.disks} - in_use
     below = {
         disk: bases(record)
-        for record in records
+        for record in (*records, *(item.record for item in apart))
         for disk in (record.overlay, *(item.volume for item in record.frozen if not item.disk))
     }
     labs: dict[tuple[str, str], list[str]] = {}
     for name in names:
         if place := _lab(name):
-            labs.setdefault(place, []).append(name)
+            lab, kind = place
+            kind = _LAB_KINDS[parked.PREFIX] if name in left else kind
+            labs.setdefault((lab, kind), []).append(name)
     for (lab, kind), disks in sorted(labs.items()):
         copies = tuple(each for name in disks for each in (name, *below.get(name, ())))
         yield Group(kind, lab, frozenset(disks), copies)

@@ -21,7 +21,7 @@ class Started:
     Attributes:
         record: what it is; another system disk than before when its warm state was of no use.
         warm: whether it was brought back from a warm state, and did not boot.
-        first: whether this is the first start on its disk.
+        first: whether this is the first start since it was put on its disk.
     """
 
     record: VmRecord
@@ -41,12 +41,13 @@ def begin(lab: LabHost, record: VmRecord, *, new: bool) -> Started:
     Raises:
         PoclabError: it does not start.
     """
-    if record.fresh and record.frozen and (new or lab.untouched(record)):
+    clean = record.fresh and not record.used
+    if clean and record.frozen and (new or lab.untouched(record)):
         if warm.restore(lab, record):
             return Started(replace(record, fresh=False), warm=True, first=True)
         record = _cold(lab, record)
     lab.start(record)
-    first = record.fresh and not record.frozen
+    first = record.fresh and (record.used or not record.frozen)
     return Started(replace(record, fresh=False), first=first)
 
 

@@ -68,3 +68,19 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours}h{mins:02d}m"
     return f"{minutes}m{secs:02d}s" if minutes else f"{whole}s"
+
+
+_DURATION = re.compile(r"([0-9]{1,6})(m|h|d|w)")
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_duration(text: str) -> int:
+    """Read a duration such as `30m`, `12h`, `7d` or `2w`; gives seconds.
+
+    Raises:
+        ValueError: the text is no duration; the message says what one looks like.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError("a duration is a number with a unit, such as 12h or 7d")
+    return int(match[1]) * _SECONDS[match[2]]

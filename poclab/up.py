@@ -127,6 +127,7 @@ class _Applier:
         for action in todo.of(Verb.REMOVE_NETWORK):
             self._at.remove_network(action.target)
         self._at.sweep()
+        self._at.tell_waiting([f"{self._lab.name}/{name}" for name in self._failed])
         host.settle()
         return Outcome(todo, applied=bool(todo.actions), ready=self._ready, failed=self._failed)
 

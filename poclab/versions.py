@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from poclab.extents import tally
 from poclab.manifest import BASE, MANIFEST, version_volumes
 from poclab.marks import Marks
 from poclab.model import ObservedVm, Version
+from poclab.parked import Lot, Parked
 from poclab.store import Store
 from poclab.virt import places
 from poclab.virt.host import Host
@@ -26,7 +28,8 @@ class ImageRow:
         origin: how it came: "built", "imported" or "committed", and from what.
         size: bytes of the base disk's file.
         unique: bytes on the disk that no other version has; None where that cannot be known.
-        used_by: VMs on it, `LAB/VM`, and marks that name it, `LAB@MARK`, separated by blanks.
+        used_by: VMs on it, `LAB/VM`, marks that name it, `LAB@MARK`, and parked disks,
+            `LAB/VM@TIME`, separated by blanks.
         protected: whether `image rm` refuses it.
     """
 
@@ -44,9 +47,10 @@ class ImageRow:
 def image_rows(host: Host) -> list[ImageRow]:
     """All versions."""
     vms, marks = host.vms(), Marks.of(host.pool)
+    parked = Lot.of(host.pool).kept(vms)
     versions = Store(host.pool, host.uri).versions()
     return [
-        _image_row(version, users(version, vms, marks), alone)
+        _image_row(version, users(version, vms, marks, parked), alone)
         for version, alone in zip(versions, _unique(host, versions), strict=True)
     ]
 
@@ -78,11 +82,14 @@ def _image_row(version: Version, used_by: list[str], unique: int | None) -> Imag
     )
 
 
-def users(version: Version, vms: list[ObservedVm], marks: Marks) -> list[str]:
-    """What uses a version: VMs as `LAB/VM`, marks as `LAB@MARK`."""
+def users(
+    version: Version, vms: list[ObservedVm], marks: Marks, parked: Iterable[Parked] = ()
+) -> list[str]:
+    """What uses a version: VMs as `LAB/VM`, marks as `LAB@MARK`, parked disks as `LAB/VM@TIME`."""
     return [
         *(vm.record.path for vm in standing_on(version, vms)),
         *(str(mark) for mark in marks.naming(version)),
+        *(item.name for item in on_version(version, parked)),
     ]
 
 
@@ -94,3 +101,9 @@ def standing_on(version: Version, vms: list[ObservedVm]) -> list[ObservedVm]:
         if version.ref in (vm.record.version, vm.running.version)
         and version.digest in (vm.record.digest, vm.running.digest)
     ]
+
+
+def on_version(version: Version, parked: Iterable[Parked]) -> list[Parked]:
+    """The parked disks that stand on a version, by its name."""
+    own = (version.ref, version.digest)
+    return [item for item in parked if (item.record.version, item.record.digest) == own]

@@ -135,7 +135,7 @@ def keep(lab: LabHost, record: VmRecord) -> VmRecord:
 
     That it cannot be kept is a warning: the VM runs all the same.
     """
-    if record.frozen:
+    if record.frozen or record.used:
         return record
     if why := cold_because(record):
         events.warning(f"{record.name}: its memory is not kept: {why}")

@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from poclab import __version__, output
-from poclab.cli import context, doctor, image, iso, lab, marks, space, store, switch, vm, warm
+from poclab.cli import (
+    context,
+    doctor,
+    image,
+    iso,
+    lab,
+    marks,
+    restore,
+    space,
+    store,
+    switch,
+    vm,
+    warm,
+)
 from poclab.errors import PoclabError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -33,6 +46,8 @@ iso.register(image.app)
 app.add_typer(image.app, name="image")
 space.register(app)
 app.add_typer(warm.app, name="warm")
+restore.register(app)
+app.add_typer(restore.app, name="parked")
 doctor.register(app)
 
 

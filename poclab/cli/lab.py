@@ -159,6 +159,9 @@ def down(
     volumes: Annotated[
         bool, typer.Option("--volumes", help="Remove data disks with keep: true as well.")
     ] = False,
+    parked: Annotated[
+        bool, typer.Option("--parked", help="Remove disks that `reset --keep-old` kept as well.")
+    ] = False,
     yes: YesOption = False,
 ) -> None:
     """Remove a lab's VMs, their disks and its networks; nothing else."""
@@ -169,21 +172,27 @@ def down(
         parts += [f"networks {', '.join(found.networks)}"] if found.networks else []
         if volumes and found.kept:
             parts.append(f"data disks {', '.join(_disk_name(name) for name in found.kept)}")
-        return context.confirmed(f"Remove {'; '.join(parts)} of {lab}?", yes=yes)
+        if parked and found.parked:
+            parts.append(f"parked disks {', '.join(found.parked)}")
+        stay = "" if parked or not found.parked else f" (stays: {', '.join(found.parked)})"
+        return context.confirmed(f"Remove {'; '.join(parts)} of {lab}{stay}?", yes=yes)
 
     check_name("lab", lab)
     with context.host() as host:
-        found = take_down(host, lab, volumes=volumes, confirm=confirm)
+        found = take_down(host, lab, volumes=volumes, parked=parked, confirm=confirm)
     if found is None:
         output.tell("nothing was removed")
         raise typer.Exit(1)
     if context.options().quiet:
         return
-    gone = not found.empty or (volumes and found.kept)
+    gone = not found.empty or (volumes and found.kept) or (parked and found.parked)
     output.tell(f"{lab} is down" if gone else f"{lab} was not up: nothing to do")
     if found.kept and not volumes:
         names = ", ".join(_disk_name(name) for name in found.kept)
         output.tell(f"kept: data disk {names} (`poclab down {lab} --volumes` removes it)")
+    if found.parked and not parked:
+        names = ", ".join(found.parked)
+        output.tell(f"kept: parked disk {names} (`poclab down {lab} --parked` removes it)")
 
 
 def _disk_name(volume: str) -> str:

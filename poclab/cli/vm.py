@@ -9,6 +9,7 @@ import typer
 from poclab import output
 from poclab.cli import context, switch
 from poclab.cli.context import LabOption, OutputOption, WarmOption, YesOption
+from poclab.cli.restore import ExpiresOption, KeepOldOption, lifetime
 from poclab.errors import PoclabError, UsageError
 from poclab.model import Ref
 from poclab.names import plain
@@ -60,6 +61,8 @@ def reset(
         bool, typer.Option("--wait/--no-wait", help="Wait until they are ready.")
     ] = True,
     warm: WarmOption = None,
+    keep_old: KeepOldOption = False,
+    expires: ExpiresOption = None,
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Put VMs, or whole labs, on clean disks of a version; data disks with keep: true stay."""
@@ -68,6 +71,7 @@ def reset(
     from poclab.marks import Marks
     from poclab.reset import reset as put
 
+    keep = lifetime(keep_old, expires)
     if every == bool(names):
         raise UsageError("name VMs or labs, or say --all")
     with context.host() as host:
@@ -82,8 +86,8 @@ def reset(
         if every and lab is None and not context.confirmed(_question(targets), yes=yes):
             output.tell("nothing was done")
             raise typer.Exit(1)
-        results = put(host, targets, choose, wait=wait, keep_warm=warm)
-        _show(host, results, form if wait else None)
+        results = put(host, targets, choose, wait=wait, keep_warm=warm, keep_old=keep)
+        show_reset(host, results, form if wait else None)
 
 
 def _question(targets: list[Target]) -> str:
@@ -95,6 +99,8 @@ def rollback(
     vm: VmArgument,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is ready.")] = True,
     warm: WarmOption = None,
+    keep_old: KeepOldOption = False,
+    expires: ExpiresOption = None,
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Put a VM on a clean disk of the version that it ran before, or in place if switched so."""
@@ -102,6 +108,7 @@ def rollback(
     from poclab.reset import rollback as put_back
     from poclab.switch import rollback as boot_back
 
+    keep = lifetime(keep_old, expires)
     with context.host() as host:
         target = find_vm(host.vms(), vm)
         if target.record.in_place:
@@ -114,11 +121,11 @@ def rollback(
             done = boot_back(host, target)
             switch.show(host, done.path, form)
             return
-        results = put_back(host, target, wait=wait, keep_warm=warm)
-        _show(host, results, form if wait else None)
+        results = put_back(host, target, wait=wait, keep_warm=warm, keep_old=keep)
+        show_reset(host, results, form if wait else None)
 
 
-def _show(host: Host, results: list[Reset], form: Format | None) -> None:
+def show_reset(host: Host, results: list[Reset], form: Format | None) -> None:
     """Print the status of VMs that were reset, if in a form, and raise what went wrong."""
     from poclab.status import status as rows
 

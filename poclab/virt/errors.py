@@ -17,6 +17,7 @@ _HELP = (
     ("Could not set up host forwarding", "another program took the port: run `poclab up` again"),
     ("client socket is closed", "libvirtd ended meanwhile: run the same command again"),
     ("End of file while reading data", "libvirtd ended meanwhile: run the same command again"),
+    ("Cannot write data: Broken pipe", "libvirtd ended meanwhile: run the same command again"),
     ("No space left on device", "free some disk space: `poclab doctor` shows how much there is"),
     ("Permission denied", "run `poclab doctor`: it says which permission is missing"),
     ("Unable to find any firmware", "install ovmf (Debian, Ubuntu) or edk2-ovmf (Fedora)"),

@@ -301,22 +301,25 @@ class Guest:
                 if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
                     raise
 
-    def shut_down(self, patience: float, *, gently: bool = False) -> None:
+    def shut_down(self, patience: float, *, gently: bool = False) -> bool:
         """Ask the guest to shut down; end QEMU when it has not within `patience` seconds.
 
         Args:
             patience: seconds.
             gently: leave a guest alone that does not shut down, and say so.
 
+        Returns:
+            Whether it shut down by itself, or was off already.
+
         Raises:
             PoclabError: it still runs (`gently` only).
         """
         events.step("shut down", domain=self.name)
         if not self.active():
-            return
+            return True
         if self.state() in (State.PAUSED, State.IO_ERROR):
             self.power_off()  # its processors stand still: it would never hear the request
-            return
+            return False
         if self.state() is State.SUSPENDED:
             with contextlib.suppress(libvirt.libvirtError):
                 self._domain.pMWakeup()  # asleep it would not hear it either
@@ -324,7 +327,7 @@ class Guest:
         self._ask_to_shut_down()
         while time.monotonic() - begin < patience:
             if not self.active():
-                return
+                return True
             if time.monotonic() - asked >= _ASK_AGAIN:
                 asked = time.monotonic()
                 self._ask_to_shut_down()
@@ -336,6 +339,7 @@ class Guest:
             )
         events.warning(f"{self.name} did not shut down within {patience:.0f} s: powered off")
         self.power_off()
+        return False
 
     def _ask_to_shut_down(self) -> None:
         with contextlib.suppress(libvirt.libvirtError):

@@ -64,6 +64,7 @@ def vm_element(record: VmRecord) -> Element:
         overlay=record.overlay,
         size=record.disk_size,
         fresh=_yes(record.fresh),
+        used=_yes(record.used),
         warm=_yes(record.warm),
     )
     for frozen in record.frozen:
@@ -140,6 +141,7 @@ def vm_record(element: Element) -> VmRecord:
             overlay=version.attrib["overlay"],
             disk_size=int(version.attrib["size"]) if "size" in version.attrib else None,
             fresh=version.get("fresh") == "yes",
+            used=version.get("used") == "yes",
             warm=version.get("warm") == "yes",
             frozen=frozen,
             in_place=tuple(_deployment(item) for item in _all(element, "deployment")),

@@ -77,6 +77,31 @@ def test_between_two_steps(host: Host) -> None:
     assert labs.state(labs.look(host), "dae") == {"domains": {}, "networks": {}, "files": []}
 
 
+def test_between_two_steps_of_a_reset_and_its_undoing(host: Host) -> None:
+    host.poclab("up", labs.lab_file(host, "und", Vm("web", kept=False)))
+    before = labs.look(host)["domains"]["und.web"]["defined"]
+    for first, second in (("park", "define"), ("define", "start"), ("start", "delete")):
+        there = ("reset", "und/web", "--keep-old")
+        done = without_daemon_at(host, first, *there)
+        if done.returncode:
+            assert "again" in done.stderr
+            host.poclab(*there)
+        (oldest, *_) = host.poclab("parked", "ls", "-o", "name").stdout.split()
+        done = without_daemon_at(host, second, "restore", oldest)
+        if done.returncode:
+            assert "again" in done.stderr
+            # Nothing may have been left to do but to list the VM.
+            more = host.poclab("restore", oldest, check=False)
+            assert more.returncode == 0 or "is parked" in more.stderr, more.stderr
+        domain = labs.look(host)["domains"]["und.web"]
+        assert (domain["defined"], domain["missing"], domain["lost"]) == (before, [], [])
+        assert labs.leftovers(host) == []
+        # What a reset that was stopped late put the VM on for a moment had run, and is kept too.
+        for name in host.poclab("parked", "ls", "-o", "name").stdout.split():
+            host.poclab("parked", "drop", name, "--yes")
+    host.poclab("down", "und", "--yes")
+
+
 def test_while_up_waits_for_a_guest(host: Host) -> None:
     # Nothing answers in this guest, so `up` waits all of the time.
     ready = "ready: {ssh: true, timeout: 20}"

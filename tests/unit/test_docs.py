@@ -18,6 +18,7 @@ from poclab.gc import Removal
 from poclab.imagediff import DiffRow
 from poclab.images import Orphan
 from poclab.marking import MarkRow
+from poclab.parking import ParkedRow
 from poclab.show import VersionRow
 from poclab.space import SpaceRow
 from poclab.status import HistoryRow, VmRow
@@ -144,6 +145,7 @@ def test_documented_variables_exist() -> None:
         (Removal, "gc"),
         (HistoryRow, "history"),
         (StateRow, "warm ls"),
+        (ParkedRow, "parked ls"),
         (MarkRow, "marks"),
         (ActionRow, "plan"),
         (Check, "doctor"),

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "manifest",
         "warmstate",
         "marks",
+        "parked",
         "store",
         "disk",
         "formats",
