@@ -22,7 +22,7 @@ from poclab.manifest import base_volume, bases
 from poclab.model import ObservedVm, Origin, Ref, State, Version, VmRecord
 from poclab.units import format_seconds
 from poclab.virt.host import Host
-from poclab.virt.pool import LocalPool
+from poclab.virt.localpool import LocalPool
 
 # Disks of a version, its own and all below it. QEMU opens each, and a read that finds nothing
 # goes through all of them.

@@ -24,7 +24,7 @@ from poclab.parked import Lot
 from poclab.store import Store
 from poclab.units import format_seconds, format_size
 from poclab.virt.host import Host
-from poclab.virt.pool import LocalPool
+from poclab.virt.localpool import LocalPool
 from poclab.virt.transfer import file_of
 
 _PATIENCE = 3600.0  # seconds; another command brings the same disk back

@@ -37,7 +37,7 @@ from poclab.virt.design import (
 )
 from poclab.virt.guest import Guest
 from poclab.virt.host import Host
-from poclab.virt.pool import LocalPool
+from poclab.virt.localpool import LocalPool
 from poclab.virt.xml import DomainSpec, domain_xml, network_xml
 from poclab.warmstate import Shelf
 

@@ -23,7 +23,7 @@ from poclab.model import ObservedVm, Version, VmRecord
 from poclab.records import entry
 from poclab.virt.blocks import Blocks
 from poclab.virt.design import next_mark, overlay_volume
-from poclab.virt.pool import LocalPool
+from poclab.virt.localpool import LocalPool
 
 
 def refuse_silent(lab: LabHost, vm: ObservedVm, *, quiesce: bool, otherwise: str) -> None:

@@ -23,7 +23,7 @@ from poclab.names import TAG_RULE, check_name, is_tag, shown
 from poclab.status import written
 from poclab.units import format_size
 from poclab.virt.host import Host
-from poclab.virt.pool import LocalPool
+from poclab.virt.localpool import LocalPool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from poclab.parked import Lot, Parked
 from poclab.store import Store
 from poclab.virt import places
 from poclab.virt.host import Host
-from poclab.virt.pool import LocalPool
+from poclab.virt.localpool import LocalPool
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from poclab.virt import metadata
 from poclab.virt.design import STAND_IN, HostTraits, data_volume, stood_in_for
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
+from poclab.virt.localpool import LocalPool
 from poclab.virt.network import LabNetwork
-from poclab.virt.pool import LocalPool, StreamPool
+from poclab.virt.streampool import StreamPool
 from poclab.virt.usage import Usage
 from poclab.virt.xml import DomainSpec, pool_directory, pool_xml, restored_xml
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from poclab import extents
 from poclab.extents import Layout, Range
 from poclab.virt.errors import GoneError
-from poclab.virt.pool import LocalPool, StreamPool
+from poclab.virt.localpool import LocalPool
+from poclab.virt.streampool import StreamPool
 
 _DISK = 2**64  # bytes that no disk reaches: what has no place gets one beyond
 

@@ -14,7 +14,7 @@ from poclab.sparse import write_all
 from poclab.units import MIB
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.host import Host
-from poclab.virt.pool import LocalPool
+from poclab.virt.localpool import LocalPool
 
 
 class VolumeStream:

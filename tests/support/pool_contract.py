@@ -20,7 +20,8 @@ import pytest
 
 from poclab.errors import PoclabError
 from poclab.virt.host import Host, connect
-from poclab.virt.pool import LocalPool, StreamPool
+from poclab.virt.localpool import LocalPool
+from poclab.virt.streampool import StreamPool
 
 MIB = 1024**2
 AnyPool = LocalPool | StreamPool

@@ -1,0 +1,171 @@
+"""The storage pool by its directory, which this process can write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import libvirt
+
+from poclab import events
+from poclab.disk import create_empty, create_overlay, resize, virtual_size
+from poclab.errors import PoclabError
+from poclab.files import sync
+from poclab.virt.errors import GoneError
+from poclab.virt.moves import Moves
+from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned, disk_errors
+
+
+class LocalPool(Moves):
+    """A pool whose directory this process can write."""
+
+    def __init__(self, pool: libvirt.virStoragePool, directory: str) -> None:
+        self._pool = pool
+        self.directory = directory
+        self._root = Path(directory)
+
+    def _all(self) -> list[str]:
+        with os.scandir(self._root) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if entry.is_file(follow_symlinks=False) and not entry.name.startswith(STAGING)
+            ]
+
+    def _there(self, name: str) -> bool:
+        return (self._root / name).exists()
+
+    def path(self, name: str) -> str:
+        """See `Pool`."""
+        return str(self._root / name)
+
+    def stat(self, name: str) -> VolumeStat:
+        """See `Pool`."""
+        try:
+            found = (self._root / name).stat()
+        except FileNotFoundError as error:
+            raise GoneError(f"volume {name} is not there") from error
+        return VolumeStat(found.st_size, found.st_blocks * 512)  # st_blocks counts 512 bytes
+
+    def read(self, name: str) -> bytes:
+        """See `Pool`."""
+        try:
+            with (self._root / name).open("rb") as file:
+                data = file.read(SMALL + 1)
+        except FileNotFoundError as error:
+            raise GoneError(f"volume {name} is not there") from error
+        except OSError as error:
+            raise PoclabError(f"volume {name} cannot be read", why=str(error.strerror)) from error
+        if len(data) > SMALL:
+            raise PoclabError(f"volume {name} is larger than a manifest can be")
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Pool`."""
+        with (
+            disk_errors(name),
+            tempfile.NamedTemporaryFile(
+                dir=self._root, prefix=f"{STAGING}{os.getpid()}.", delete=False
+            ) as file,
+        ):
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o644)
+                self._publish(Path(file.name), name)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+
+    rewrite = write  # a file is renamed into place
+
+    def adopt(self, name: str, file: Path) -> None:
+        """See `Pool`."""
+        with disk_errors(name):
+            if file.stat().st_dev != self._root.stat().st_dev:
+                with self.staging() as directory:
+                    copy = directory / "disk"
+                    shutil.copyfile(file, copy)
+                    self.adopt(name, copy)
+                file.unlink()
+                return
+            sync(file)
+            file.chmod(0o444)  # a base never changes; QEMU opens it read-only
+            self._publish(file, name)
+
+    def overlay(self, name: str, base: str, size: int) -> None:
+        """See `Pool`."""
+        with disk_errors(name):
+            create_overlay(self._root / name, self._root / base, "qcow2", size)
+
+    def blank(self, name: str, size: int) -> None:
+        """See `Pool`."""
+        # A data disk's name is known beforehand: half-made, it would be taken for the whole one.
+        self._make_way(name)
+        with disk_errors(name), self.staging() as directory:
+            made = directory / name
+            create_empty(made, size)
+            made.replace(self._root / name)
+
+    def grow(self, name: str, size: int) -> None:
+        """See `Pool`."""
+        with disk_errors(name):
+            resize(self._root / name, size)
+
+    def rename(self, old: str, new: str) -> None:
+        """See `Pool`."""
+        self._begin_anew(old)
+        with disk_errors(new):
+            (self._root / old).replace(self._root / new)
+
+    def capacity(self, name: str) -> int:
+        """See `Pool`."""
+        return virtual_size(self._root / name)
+
+    def _drop(self, name: str) -> None:
+        with disk_errors(name):
+            (self._root / name).unlink(missing_ok=True)
+
+    def free(self) -> int:
+        """See `Pool`."""
+        return shutil.disk_usage(self._root).free
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """See `Pool`."""
+        with disk_errors("a work directory"):
+            directory = Path(tempfile.mkdtemp(dir=self._root, prefix=f"{STAGING}{os.getpid()}."))
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def leftovers(self) -> list[str]:
+        """See `Pool`."""
+        return [path.name for path in self._root.glob(f"{STAGING}*") if abandoned(path)]
+
+    def sweep(self) -> None:
+        """See `Pool`."""
+        for name in self.leftovers():
+            path = self._root / name
+            events.debug(f"removing {path}, left by an interrupted command")
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        self._forget_ended()
+
+    def refresh(self) -> None:
+        """Have libvirt's own listings show what was done behind its back; best effort."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self._pool.refresh(0)
+
+    def _publish(self, file: Path, name: str) -> None:
+        file.replace(self._root / name)
+        sync(self._root)

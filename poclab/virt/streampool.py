@@ -1,0 +1,221 @@
+"""The storage pool through libvirt alone: for other hosts, and users who cannot write it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import libvirt
+
+from poclab import config, events
+from poclab.errors import PoclabError
+from poclab.virt.errors import GoneError, libvirt_errors
+from poclab.virt.moves import MARK, Moves
+from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned
+from poclab.virt.xml import volume_xml
+
+
+class StreamPool(Moves):
+    """A pool reached through libvirt alone."""
+
+    def __init__(self, conn: libvirt.virConnect, pool: libvirt.virStoragePool, directory: str):
+        self._conn = conn
+        self._pool = pool
+        self.directory = directory
+        self.refresh()
+
+    def _all(self) -> list[str]:
+        with libvirt_errors("the storage pool cannot be listed"):
+            return [volume.name() for volume in self._pool.listAllVolumes(0)]
+
+    def _there(self, name: str) -> bool:
+        with suppress(GoneError), libvirt_errors(f"volume {name} is not there"):
+            self._volume(name)
+            return True
+        return False
+
+    def path(self, name: str) -> str:
+        """See `Pool`."""
+        return f"{self.directory}/{name}"
+
+    def stat(self, name: str) -> VolumeStat:
+        """See `Pool`."""
+        with libvirt_errors(f"volume {name} is not there"):
+            volume = self._volume(name)
+            # The flag puts the file's size where else its allocation is.
+            physical = volume.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2]
+            return VolumeStat(int(physical), int(volume.info()[2]))
+
+    def read(self, name: str) -> bytes:
+        """See `Pool`."""
+        with libvirt_errors(f"volume {name} cannot be read"):
+            chunks: list[bytes] = []
+            stream = self._conn.newStream(0)
+            self._volume(name).download(stream, 0, SMALL, 0)
+
+            def keep(_stream: libvirt.virStream, data: bytes, _opaque: object) -> int:
+                chunks.append(data)
+                return len(data)
+
+            stream.recvAll(keep, None)
+            stream.finish()
+            return b"".join(chunks)
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Pool`."""
+        self.delete(name)
+        with libvirt_errors(f"volume {name} cannot be written"):
+            self._fill(self._create(name, "raw", len(data), mode="0644"), data)
+
+    def rewrite(self, name: str, data: bytes) -> None:
+        """See `Pool`; an upload cuts nothing off, so blanks cover the rest of what was there."""
+        with libvirt_errors(f"volume {name} cannot be written"):
+            self._fill(self._volume(name), data.ljust(len(self.read(name))))
+
+    def _fill(self, volume: libvirt.virStorageVol, data: bytes) -> None:
+        stream = self._conn.newStream(0)
+        volume.upload(stream, 0, len(data), 0)
+        stream.send(data) if data else None
+        stream.finish()
+
+    def adopt(self, name: str, file: Path) -> None:
+        """See `Pool`."""
+        self.delete(name)
+        size = file.stat().st_size
+        with libvirt_errors(f"volume {name} cannot be written"), file.open("rb") as content:
+            volume = self._create(name, "raw", size, mode=self._base_mode())
+            stream = self._conn.newStream(0)
+            volume.upload(stream, 0, size, 0)
+            sent = 0
+
+            def chunk(_stream: libvirt.virStream, count: int, _opaque: object) -> bytes:
+                nonlocal sent
+                data = content.read(count)
+                sent += len(data)
+                events.progress("storing the disk", sent, size)
+                return data
+
+            stream.sendAll(chunk, None)
+            stream.finish()
+        file.unlink()
+        self.refresh()  # else libvirt takes the disk for a raw one until it looks by itself
+
+    def overlay(self, name: str, base: str, size: int) -> None:
+        """See `Pool`."""
+        with libvirt_errors(f"the overlay {name} cannot be made"):
+            self._create(name, "qcow2", size, backing=self.path(base))
+
+    def blank(self, name: str, size: int) -> None:
+        """See `Pool`."""
+        self._make_way(name)
+        with libvirt_errors(f"the disk {name} cannot be made"):
+            self._create(name, "qcow2", size)
+
+    def grow(self, name: str, size: int) -> None:
+        """See `Pool`."""
+        with libvirt_errors(f"the disk {name} cannot be enlarged"):
+            self._volume(name).resize(size, 0)
+
+    def rename(self, old: str, new: str) -> None:
+        """See `Pool`; libvirt knows no renaming, so the volume is copied on the host."""
+        size = self.capacity(old)
+        self._begin_anew(old)
+        events.step("note the new name", volume=old)
+        self.write(MARK + old, new.encode())
+        try:
+            events.step("copy", volume=new)
+            self._copy(old, new, size)
+        except PoclabError:
+            self.undo(old)
+            raise
+        events.step("delete the old name", volume=old)
+        self._drop(old)
+        events.step("forget the new name", volume=old)
+        self._drop(MARK + old)
+
+    def _copy(self, old: str, new: str, size: int) -> None:
+        self._drop(new)
+        with libvirt_errors(f"the disk {old} cannot be renamed"):
+            source = self._volume(old)
+            made = self._pool.createXMLFrom(volume_xml(new, "qcow2", size), source, 0)
+            # qemu-img convert leaves the data to the page cache; resize has it on the disk, also
+            # when the size is as before.
+            made.resize(size, 0)
+
+    def capacity(self, name: str) -> int:
+        """See `Pool`."""
+        with libvirt_errors(f"volume {name} is not there"):
+            return int(self._volume(name).info()[1])
+
+    def _drop(self, name: str) -> None:
+        try:
+            self._volume(name).delete(0)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+                raise PoclabError(f"volume {name} cannot be deleted", why=str(error)) from error
+
+    def free(self) -> int:
+        """See `Pool`."""
+        with libvirt_errors("the storage pool does not answer"):
+            return int(self._pool.info()[3])
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """See `Pool`."""
+        parent = config.private_dir(config.cache_dir() / "staging")
+        directory = Path(tempfile.mkdtemp(dir=parent, prefix=f"{STAGING}{os.getpid()}."))
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def leftovers(self) -> list[str]:
+        """See `Pool`."""
+        parent = config.cache_dir() / "staging"
+        return [str(path) for path in parent.glob(f"{STAGING}*") if abandoned(path)]
+
+    def sweep(self) -> None:
+        """See `Pool`."""
+        for name in self.leftovers():
+            shutil.rmtree(name, ignore_errors=True)
+        self._forget_ended()
+
+    def refresh(self) -> None:
+        """Have libvirt look at the directory again.
+
+        Raises:
+            PoclabError: the pool stays busy for 10 s.
+        """
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self._pool.refresh(0)
+            except libvirt.libvirtError as error:
+                # "pool has asynchronous jobs running": another client writes a volume.
+                if "asynchronous jobs" in str(error) and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                raise PoclabError("the storage pool does not answer", why=str(error)) from error
+            return
+
+    def _base_mode(self) -> str:
+        """The mode of a base: it never changes; QEMU opens it read-only.
+
+        A daemon without root could not fill a file that it may not write itself, and no call of
+        libvirt's changes a mode afterwards.
+        """
+        return "0644" if urlsplit(self._conn.getURI()).path.endswith("/session") else "0444"
+
+    def _volume(self, name: str) -> libvirt.virStorageVol:
+        return self._pool.storageVolLookupByName(name)
+
+    def _create(
+        self, name: str, kind: str, size: int, *, backing: str = "", mode: str = "0600"
+    ) -> libvirt.virStorageVol:
+        return self._pool.createXML(volume_xml(name, kind, size, backing=backing, mode=mode), 0)
