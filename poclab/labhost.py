@@ -162,7 +162,6 @@ class LabHost:
 
     def sweep(self) -> None:
         """Delete system disks and passing data disks of this lab that no VM stands on."""
-        self.mend_domains()
         vms = self.host.vms()
         foreign = self.host.foreign()
         self.host.pool.sweep()

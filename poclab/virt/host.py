@@ -342,7 +342,10 @@ def _recorded(guest: Guest) -> set[str]:
 
 def _stand_ins(others: Iterable[Guest]) -> Iterator[tuple[Guest, VmRecord]]:
     for guest in others:
-        record = guest.record() if guest.name.endswith(STAND_IN) else None
+        record = None
+        if guest.name.endswith(STAND_IN):
+            with contextlib.suppress(GoneError):  # another lab's, whose VM is back meanwhile
+                record = guest.record()
         if record and guest.name == f"{record.domain}{STAND_IN}":
             yield guest, record
 
