@@ -252,10 +252,10 @@ class LabHost:
             left: what of these disks is parked.
         """
         asked = left is not None and left.lasting
-        ran = guest.active()
+        ran, saved = guest.active(), guest.saved()
         clean = self._end(guest, before.record, gently=asked)
         if left and asked:
-            how = ", as after a power cut" if ran and not clean else ""
+            how = ", as after a power cut" if saved or (ran and not clean) else ""
             until = "" if left.expires == parked.NEVER else f" until {left.expires}"
             back = f"poclab restore {left.name}"
             events.note(f"{before.record.name}: its old disk is kept{until}{how}: {back}")

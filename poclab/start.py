@@ -41,6 +41,8 @@ def begin(lab: LabHost, record: VmRecord, *, new: bool) -> Started:
     Raises:
         PoclabError: it does not start.
     """
+    if record.fresh:
+        lab.host.guest(record).forget_memory()  # it knows the disks of before
     clean = record.fresh and not record.used
     if clean and record.frozen and (new or lab.untouched(record)):
         if warm.restore(lab, record):

@@ -182,6 +182,14 @@ class Guest:
         if record is not None:
             self.note_start(record, started)
 
+    def forget_memory(self) -> None:
+        """Delete the memory that waits for its next start, if any does; see `saved`."""
+        if not self.saved():
+            return
+        events.step("saved memory", domain=self.name)
+        with libvirt_errors(f"the memory of {self.name} cannot be deleted"):
+            self._domain.managedSaveRemove(0)
+
     def note_start(self, record: VmRecord, started: str) -> None:
         """Write into the running domain, and there alone, what it is and since when it runs."""
         element = metadata.vm_element(record)

@@ -73,6 +73,24 @@ def test_reset_without_a_tag_is_the_same_version_clean(lab: OneLab) -> None:
     assert lab.status()["a"]["state"] == "running"
 
 
+def test_memory_that_waits_for_the_next_start_goes_with_its_disks(lab: OneLab) -> None:
+    lab.write("a: {image: 'tiny:v1'}")
+    lab.up()
+    lab.host.virsh("managedsave", lab.domain("a"))
+    done = lab.reset("a", "--to", "v2", "--keep-old")
+    assert "as after a power cut: poclab restore" in done.stderr
+    listed = lab.host.virsh("list", "--all", "--managed-save")
+    assert "saved" not in listed
+    found = labs.look(lab.host)["domains"][lab.domain("a")]
+    assert found["live"] == found["defined"]
+    assert lab.status()["a"]["version"] == "tiny:v2"
+    lab.host.virsh("managedsave", lab.domain("a"))
+    lab.host.poclab("restore", f"{lab.name}/a")
+    found = labs.look(lab.host)["domains"][lab.domain("a")]
+    assert found["live"] == found["defined"]
+    assert lab.status()["a"]["version"] == "tiny:v1"
+
+
 def test_reset_keeps_what_is_to_be_kept_and_renews_the_rest(lab: OneLab) -> None:
     lab.write(f"a: {{image: 'tiny:v1', {KEPT[:-1]}, {{name: tmp, size: 1MiB}}]}}")
     lab.up()
