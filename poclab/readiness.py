@@ -54,8 +54,15 @@ def glance(host: Host, record: VmRecord) -> bool | None:
         return False
 
 
-def wait(host: Host, record: VmRecord, files: LabFiles) -> float:
+def wait(host: Host, record: VmRecord, files: LabFiles, *, login_too: bool = True) -> float:
     """Wait until a VM is ready.
+
+    Args:
+        host: its host.
+        record: the VM.
+        files: what its lab's client has.
+        login_too: see that an SSH server that answers lets us in; one that came back with the
+            guest's memory did so before, and a login is work for an emulated guest.
 
     Returns:
         The seconds it took; 0 when nothing was asked for.
@@ -75,7 +82,7 @@ def wait(host: Host, record: VmRecord, files: LabFiles) -> float:
             raise PoclabError(f"{record.path} stopped by itself", fix=_console(host, record))
         if glance(host, record) is not True:
             return False
-        if ready.kind == "ssh":
+        if ready.kind == "ssh" and login_too:
             state = login(target(host, record, files), _LOGIN)
             return state is LoginState.OK
         return True

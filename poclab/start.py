@@ -79,7 +79,7 @@ def settle(lab: LabHost, started: Started, *, keep: bool) -> float:
         PoclabError: it is not ready in time.
     """
     record = started.record
-    seconds = readiness.wait(lab.host, record, lab.files)
+    seconds = readiness.wait(lab.host, record, lab.files, login_too=not started.warm)
     if record.ready and started.first:
         record = became_ready(record, "warm" if started.warm else "cold", seconds)
         lab.host.guest(record).set_record(record)

@@ -67,8 +67,8 @@ def run(runs: int) -> None:
             if name == "tiny":
                 disk.run()
             guests.down()
-        if "tiny" in names:
-            many.run(max(2, runs // 3))
+            if name == "tiny":
+                many.run(max(2, runs // 3))
 
 
 def _reset(kind: Kind, warm: int, cold: int) -> None:
