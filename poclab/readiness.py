@@ -88,7 +88,7 @@ def wait(host: Host, record: VmRecord, files: LabFiles, *, login_too: bool = Tru
         return True
 
     try:
-        return probe.wait_until(check, ready.timeout, interval=0.1, longest=0.5)
+        return probe.wait_until(check, ready.timeout, interval=0.2, longest=1.0)
     except probe.TimedOut as error:
         raise PoclabError(
             f"{record.path} was not ready after {format_seconds(ready.timeout)}",
