@@ -108,7 +108,7 @@ def tcp_answers(host: str, port: int, timeout: float) -> bool:
         return False
 
 
-def ssh_banner(host: str, port: int, timeout: float) -> bool:
+def ssh_banner(host: str, port: int, timeout: float, patience: float = 0.0) -> bool:
     """Whether an SSH server identifies itself (`SSH-2.0-...`, RFC 4253, 4.2).
 
     Poll it until it is true and then log in; servers may hold connections without a login
@@ -118,8 +118,10 @@ def ssh_banner(host: str, port: int, timeout: float) -> bool:
         host: an address.
         port: the port.
         timeout: seconds for the connection and the identification together.
+        patience: seconds more for the identification of a server that took the connection: a slow
+            one would never come to it while new connections give it more to do.
     """
-    deadline = Deadline(timeout)
+    deadline = Deadline(timeout + patience)
     try:
         with socket.create_connection((host, port), timeout) as connection:
             received = b""

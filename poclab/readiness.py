@@ -17,6 +17,7 @@ from poclab.units import format_seconds
 from poclab.virt.host import Host
 
 _GLANCE = 0.4  # seconds that `status` gives a VM to answer
+_BANNER = 5.0  # seconds more that waiting gives a server to identify itself
 _LOGIN = 15.0  # seconds for one attempt to log in; an emulated guest is slow
 
 
@@ -38,8 +39,14 @@ def target(host: Host, record: VmRecord, files: LabFiles) -> Target:
     return Target(str(address), port, record.user, key, known, alias=record.domain)
 
 
-def glance(host: Host, record: VmRecord) -> bool | None:
-    """Whether a running VM is ready, at one quick look; None when nothing was asked for."""
+def glance(host: Host, record: VmRecord, patience: float = 0.0) -> bool | None:
+    """Whether a running VM is ready, at one quick look; None when nothing was asked for.
+
+    Args:
+        host: its host.
+        record: the VM.
+        patience: seconds more for an SSH server that takes the connection and says nothing yet.
+    """
     ready = record.ready
     if ready is None:
         return None
@@ -48,7 +55,7 @@ def glance(host: Host, record: VmRecord) -> bool | None:
             return host.guest(record).agent_connected()
         if ready.kind == "ssh":
             address, port = _endpoint(host, record, 22)
-            return probe.ssh_banner(str(address), port, _GLANCE)
+            return probe.ssh_banner(str(address), port, _GLANCE, patience)
         return _tcp(host, record, ready.port, _GLANCE)
     except PoclabError:
         return False
@@ -80,7 +87,8 @@ def wait(host: Host, record: VmRecord, files: LabFiles, *, login_too: bool = Tru
         nonlocal state
         if not host.guest(record).active():
             raise PoclabError(f"{record.path} stopped by itself", fix=_console(host, record))
-        if glance(host, record) is not True:
+        # QEMU's user network takes connections for a guest that is still off: no answer means less.
+        if glance(host, record, 1.0 if host.session else _BANNER) is not True:
             return False
         if ready.kind == "ssh" and login_too:
             state = login(target(host, record, files), _LOGIN)
