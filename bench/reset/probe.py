@@ -56,7 +56,9 @@ class Guest:
         """Whether it runs a command, and is not the guest from before."""
         # Where the guest is off a connection is given up soon, since its first packet is lost; a
         # server that took it is waited for, or an emulated guest has only ever new ones to serve.
-        return ssh_banner(self.address, 22, 0.25, patience=5.0) and self.ssh(f"test ! -e {_MARK}") == 0
+        if not ssh_banner(self.address, 22, 0.25, patience=5.0):
+            return False
+        return self.ssh(f"test ! -e {_MARK}") == 0
 
     def wait(self, timeout: float) -> None:
         """Wait until it answers."""

@@ -32,7 +32,8 @@ def test_two_warm_states_of_no_use_at_once_make_two_boots(
 
     class Lab:
         store = Store(cast(Any, DirectoryPool(tmp_path / "pool")), "test:///default")
-        host = SimpleNamespace(guest=lambda _: SimpleNamespace(uuid="a uuid"))
+        guest = SimpleNamespace(uuid="a uuid", forget_memory=lambda: None)
+        host = SimpleNamespace(guest=lambda _: Lab.guest)
 
         def new_overlay(self, record: VmRecord) -> VmRecord:
             if once.acquire(blocking=False):
@@ -46,6 +47,8 @@ def test_two_warm_states_of_no_use_at_once_make_two_boots(
         def data_disks(self, record: VmRecord) -> None: ...
 
         def define(self, record: VmRecord, uuid: str) -> None: ...
+
+        def renew_tpm(self, record: VmRecord) -> None: ...
 
     def begin(name: str) -> None:
         record = make.record(name, fresh=True, frozen=(Frozen("", "an old disk"),))
