@@ -521,7 +521,7 @@ def test_what_a_foreign_domain_stands_on_is_no_garbage(lab: OneLab) -> None:
 
 KEYS = [
     *("lab", "vm", "state", "version", "tag_digest", "address", "ready", "uptime"),
-    *("wanted", "stored_digest", "written", "drift"),
+    *("wanted", "stored_digest", "written", "drift", "in_place"),
 ]
 
 

@@ -68,8 +68,8 @@ class Stopper:
 def _all_are_ready() -> None:
     from poclab import readiness
 
-    vars(readiness)["glance"] = lambda _host, record: True if record.ready else None
-    vars(readiness)["wait"] = lambda _host, _record, _files: 0.0
+    vars(readiness)["glance"] = lambda _host, record, *_: True if record.ready else None
+    vars(readiness)["wait"] = lambda _host, _record, _files, **_: 0.0
 
 
 def main() -> None:
