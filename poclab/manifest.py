@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from poclab.model import Origin, Profile, Ref, Version, VmRecord
 from poclab.names import is_name, is_tag
@@ -25,6 +26,16 @@ PACKED = ".zst"
 
 class NewerFormatError(ValueError):
     """A manifest that a newer poclab wrote: it holds, but cannot be understood here."""
+
+
+class Volumes(Protocol):
+    """What reading manifests needs of a pool."""
+
+    def names(self) -> list[str]:
+        """All volumes."""
+
+    def read(self, name: str) -> bytes:
+        """A small volume's content."""
 
 
 def now() -> str:
@@ -73,18 +84,13 @@ def decode(data: bytes) -> Version:
         NewerFormatError: a newer program wrote it.
         ValueError: it is cut short or was changed.
     """
-    try:
-        body = unseal(data)
-        if body.pop("format") != FORMAT:
-            raise NewerFormatError("it is of a newer format")
+    with unsealed(data, FORMAT) as body:
         image, _, tag = str(body.pop("ref")).partition(":")
         origin = Origin(**body.pop("origin"))
         profile = Profile(body.pop("profile"))
         parents = tuple(str(digest) for digest in body.pop("parents", ()))
         name = Ref(image, tag)
         return Version(ref=name, origin=origin, profile=profile, parents=parents, **body)
-    except (TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"it is no manifest: {error!r}") from error
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
@@ -103,6 +109,27 @@ def unseal(data: bytes) -> dict[str, Any]:
     if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
         raise ValueError("its checksum does not hold")
     return body
+
+
+@contextmanager
+def unsealed(data: bytes, form: int) -> Iterator[dict[str, Any]]:
+    """What `seal` made, without its format, to be read in the block.
+
+    Args:
+        data: the volume's content.
+        form: the format that this program writes.
+
+    Raises:
+        NewerFormatError: a newer program wrote it.
+        ValueError: it is cut short or was changed, or the block does not find in it what it needs.
+    """
+    try:
+        body = unseal(data)
+        if body.pop("format") != form:
+            raise NewerFormatError("a newer poclab made it")
+        yield body
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"it is no manifest: {error!r}") from error
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

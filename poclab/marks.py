@@ -9,26 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from poclab.errors import PoclabError
-from poclab.manifest import NewerFormatError, seal, unseal
+from poclab.manifest import NewerFormatError, Volumes, seal, unsealed
 from poclab.model import Ref, Version
 from poclab.names import is_name, is_tag
 
 FORMAT = 1
 PREFIX = "mark."
 _END = ".json"
-
-
-class Volumes(Protocol):
-    """What reading marks needs of a pool."""
-
-    def names(self) -> list[str]:
-        """All volumes."""
-
-    def read(self, name: str) -> bytes:
-        """A small volume's content."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +120,10 @@ def decode(data: bytes) -> Mark:
         NewerFormatError: a newer program wrote it.
         ValueError: it is cut short or was changed.
     """
-    try:
-        body = unseal(data)
-        if body.pop("format") != FORMAT:
-            raise NewerFormatError("a newer poclab made it")
+    with unsealed(data, FORMAT) as body:
         vms = tuple(Marked(**{**item, "version": _ref(item)}) for item in body.pop("vms"))
         pending = tuple(Pending(**{**item, "version": _ref(item)}) for item in body.pop("pending"))
         return Mark(vms=vms, pending=pending, **body)
-    except (TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"it is no manifest: {error!r}") from error
 
 
 def _ref(item: dict[str, Any]) -> Ref:

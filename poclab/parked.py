@@ -15,7 +15,7 @@ from typing import Protocol
 from xml.etree.ElementTree import ParseError, fromstring
 
 from poclab import events
-from poclab.manifest import BASE, NewerFormatError, bases, now, seal, unseal
+from poclab.manifest import BASE, NewerFormatError, Volumes, bases, now, seal, unsealed
 from poclab.model import ObservedVm, VmRecord
 from poclab.virt import metadata
 from poclab.virt.design import data_volume, overlay_volume
@@ -30,14 +30,8 @@ START = "start"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
-class Volumes(Protocol):
+class Writable(Volumes, Protocol):
     """What parking needs of a pool."""
-
-    def names(self) -> list[str]:
-        """All volumes."""
-
-    def read(self, name: str) -> bytes:
-        """A small volume's content."""
 
     def write(self, name: str, data: bytes) -> None:
         """Make or replace a small volume."""
@@ -129,17 +123,15 @@ def decode(data: bytes) -> Parked:
         NewerFormatError: a newer program wrote it.
         ValueError: it is cut short or was changed.
     """
-    try:
-        body = unseal(data)
-        if body.pop("format") != FORMAT:
-            raise NewerFormatError("it is of a newer format")
-        # Whoever can write the pool has written it; the checksum held.
-        record = metadata.vm_record(fromstring(body.pop("record")))  # noqa: S314
+    with unsealed(data, FORMAT) as body:
+        try:
+            # Whoever can write the pool has written it; the checksum held.
+            record = metadata.vm_record(fromstring(body.pop("record")))  # noqa: S314
+        except ParseError as error:
+            raise ValueError(f"its record is no XML: {error}") from error
         item = Parked(record, **body)
         _parse(item.time)
         return item
-    except (TypeError, KeyError, ParseError, RecursionError) as error:
-        raise ValueError(f"it is no manifest: {error!r}") from error
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -282,7 +274,7 @@ def has_run(vm: ObservedVm) -> bool:
 # --- parking --------------------------------------------------------------------------------
 
 
-def park(pool: Volumes, lot: Lot, vm: ObservedVm, by: str, lifetime: Lifetime) -> Parked | None:
+def park(pool: Writable, lot: Lot, vm: ObservedVm, by: str, lifetime: Lifetime) -> Parked | None:
     """Write down that a VM's disks are to stay when it is taken off them.
 
     Args:
@@ -314,7 +306,7 @@ def park(pool: Volumes, lot: Lot, vm: ObservedVm, by: str, lifetime: Lifetime) -
     return _write(pool, lot, Parked(record, time, by, expires))
 
 
-def _forget_cut_short(pool: Volumes, own: Iterable[Parked], vm: ObservedVm) -> None:
+def _forget_cut_short(pool: Writable, own: Iterable[Parked], vm: ObservedVm) -> None:
     """Forget what a command noted that ended before it took the VM off: it ran on since.
 
     Else a disk that became a warm state's meanwhile could be taken for one to run on.
@@ -351,7 +343,7 @@ def _free_time(time: str, taken: set[str]) -> str:
     return time
 
 
-def _write(pool: Volumes, lot: Lot, item: Parked) -> Parked:
+def _write(pool: Writable, lot: Lot, item: Parked) -> Parked:
     events.step("park", vm=item.record.name)
     write = pool.rewrite if item.manifest in lot.names else pool.write
     write(item.manifest, encode(item))

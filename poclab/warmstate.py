@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
 
 from poclab import events
 from poclab.errors import PoclabError
-from poclab.manifest import base_volume, seal, unseal, with_packed
+from poclab.manifest import Volumes, base_volume, seal, unsealed, with_packed
 from poclab.model import Frozen, ObservedVm, Ref, VmRecord
 from poclab.virt.design import data_volume
 from poclab.virt.xml import DomainSpec, domain_xml
@@ -23,16 +22,6 @@ from poclab.virt.xml import DomainSpec, domain_xml
 FORMAT = 1
 PREFIX = "warm."
 _MANIFEST = ".json"
-
-
-class Volumes(Protocol):
-    """What reading states needs of a pool."""
-
-    def names(self) -> list[str]:
-        """All volumes."""
-
-    def read(self, name: str) -> bytes:
-        """A small volume's content."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +121,11 @@ def decode(data: bytes) -> WarmState:
     Raises:
         ValueError: it is cut short, was changed, or another program wrote it.
     """
-    try:
-        body = unseal(data)
-        if body.pop("format") != FORMAT:
-            raise ValueError("it is of another format")
+    with unsealed(data, FORMAT) as body:
         image, _, tag = str(body.pop("version")).partition(":")
         disks = tuple(Frozen(**item) for item in body.pop("disks"))
         parents = tuple(body.pop("parents"))
         return WarmState(version=Ref(image, tag), disks=disks, parents=parents, **body)
-    except (TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"it is no manifest: {error!r}") from error
 
 
 # --- what there is --------------------------------------------------------------------------
