@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from poclab.beside import repeating
 
 # Seconds between two rounds of `writing_out`: with 0.01 a copy of 2 GiB is on the disk as soon as
 # it is made (0.95 s; 1.5 s when it is synced afterwards).
@@ -33,28 +34,14 @@ def writing_out(path: Path) -> Iterator[None]:
     The kernel would begin seconds later, or when memory is full; a `sync` at the end finds little
     left to do. What goes wrong here is left for that to tell.
     """
-    stop = threading.Event()
 
-    def work() -> None:
-        while not path.exists():
-            if stop.wait(_ROUND):
-                return
-        try:
+    def write_out() -> None:
+        with suppress(OSError):  # one that is not there yet, too
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            while not stop.wait(_ROUND):
+            try:
                 os.fdatasync(fd)
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
+            finally:
+                os.close(fd)
 
-    thread = threading.Thread(target=work, name="write out", daemon=True)
-    thread.start()
-    try:
+    with repeating(write_out, _ROUND):
         yield
-    finally:
-        stop.set()
-        thread.join()

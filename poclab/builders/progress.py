@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from poclab import events
+from poclab.beside import repeating
 
 # `--progress=debug` of osbuild/images' progress package: `[done / total] text`, two blanks
 # before it a level, `pulse: text` for a step of unknown length and `msg: text` for details.
@@ -106,31 +106,17 @@ def watching(path: Path, progress: Progress) -> Iterator[None]:
     message, done, total and subprogress, replaced as a whole. What a listener raises about it
     is raised at the end of the block.
     """
-    stop = threading.Event()
-    raised: list[BaseException] = []
+    last = None
 
-    def watch() -> None:
-        last = None
-        try:
-            ended = False
-            while not ended:
-                ended = stop.wait(_POLL)  # and one look after the end
-                found = read(path)
-                if found and found != last:
-                    progress.tell(*found)
-                last = found
-        except BaseException as error:  # a listener's: it belongs to the main thread
-            raised.append(error)
+    def look() -> None:
+        nonlocal last
+        found = read(path)
+        if found and found != last:
+            progress.tell(*found)
+        last = found
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeating(look, _POLL):
         yield
-    finally:
-        stop.set()
-        thread.join()
-    if raised:
-        raise raised[0]
 
 
 def read(path: Path) -> tuple[str, float, float] | None:

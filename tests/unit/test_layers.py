@@ -19,7 +19,7 @@ PACKAGE = ROOT / "poclab"
 # stands for the module and, with a package, for all modules in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("names", "units", "config", "events", "files", "run"),
+    ("names", "units", "config", "events", "beside", "files", "run"),
     ("model",),
     ("schema",),
     (
