@@ -143,20 +143,8 @@ class Runner:
             PoclabError: the program is missing, or timed out.
         """
         events.debug(f"run: {join(argv)}")
-        try:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=_environment(env),
-                cwd=cwd,
-                # A group of its own, to be ended as a whole; not a session of its own, which
-                # would have no terminal, and sudo remembers a password by terminal.
-                process_group=0,
-            )
-        except FileNotFoundError as error:
-            raise _missing(argv[0]) from error
+        output, both = subprocess.PIPE, subprocess.STDOUT
+        process = _started(argv, subprocess.DEVNULL, output, both, env=env, cwd=cwd)
         timed_out = threading.Event()
 
         def expire() -> None:
@@ -194,17 +182,7 @@ class Runner:
         """
         events.debug(f"run: {join(argv)}")
         with tempfile.TemporaryFile() as errors:
-            try:
-                process = subprocess.Popen(
-                    list(argv),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=_environment(None),
-                    process_group=0,
-                )
-            except FileNotFoundError as error:
-                raise _missing(argv[0]) from error
+            process = _started(argv, subprocess.DEVNULL, subprocess.PIPE, errors)
             assert process.stdout is not None
             try:
                 with process.stdout as output:
@@ -235,17 +213,7 @@ class Runner:
         """
         events.debug(f"run: {join(argv)}")
         with tempfile.TemporaryFile() as output:
-            try:
-                process = subprocess.Popen(
-                    list(argv),
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=output,
-                    env=_environment(None),
-                    process_group=0,
-                )
-            except FileNotFoundError as error:
-                raise _missing(argv[0]) from error
+            process = _started(argv, subprocess.PIPE, output, output)
             assert process.stdin is not None
             whole = False
             try:
@@ -299,6 +267,32 @@ _PACKAGES = {
     "losetup": "util-linux",
     "sudo": "sudo",
 }
+
+
+def _started(
+    argv: Sequence[str],
+    stdin: int,
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program; what its streams are is subprocess's to say."""
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=_environment(env),
+            cwd=cwd,
+            # A group of its own, to be ended as a whole; not a session of its own, which would
+            # have no terminal, and sudo remembers a password by terminal.
+            process_group=0,
+        )
+    except FileNotFoundError as error:
+        raise _missing(argv[0]) from error
 
 
 def _missing(program: str) -> PoclabError:
