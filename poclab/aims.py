@@ -20,6 +20,9 @@ class Versions(Protocol):
     def has(self, ref: Ref) -> bool:
         """Whether there is such a version."""
 
+    def find(self, ref: Ref) -> Version | None:
+        """A version by its name, None when there is none."""
+
     def get(self, ref: Ref) -> Version:
         """A version by its name, or an error that names those there are."""
 
@@ -106,11 +109,11 @@ def to(name: str, marks: Callable[[], Marks] = Marks) -> Choice:
 def _tagged(tag: str, targets: Sequence[Target], store: Versions) -> dict[str, Aim]:
     """The VMs whose image has a tag; those that were named must have it."""
     refs = {each.path: Ref(each.vm.record.version.image, tag) for each in targets}
-    there = {ref for ref in set(refs.values()) if store.has(ref)}
+    there = {ref: store.find(ref) for ref in set(refs.values())}
     return {
-        each.path: Aim(store.get(refs[each.path]))
+        each.path: Aim(there[refs[each.path]] or store.get(refs[each.path]))
         for each in targets
-        if each.named or refs[each.path] in there
+        if each.named or there[refs[each.path]]
     }
 
 

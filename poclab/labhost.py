@@ -74,13 +74,11 @@ class LabHost:
         """Make a system disk for the record's version; returns the record that names it.
 
         Args:
-            record: what the VM is to be.
+            record: what the VM is to be; see `bases_ready` first.
             after: the system disk whose data disks stay, or an empty string for new ones.
             over: the disks of a warm state that its disks are to lie over, or none.
         """
         base = base_volume(record.digest)
-        inactive.bring_back(self.host, self.store.get(record.version))
-        self.check_sizes(record)
         mark = secrets.token_hex(4)
         mark = next_mark(after, mark) if after else mark
         made = self.marked(record, mark)
@@ -104,6 +102,17 @@ class LabHost:
             name = disks[item.disk] if item.disk else record.overlay
             self.host.pool.overlay(name, item.volume, self.host.pool.capacity(item.volume))
         return replace(record, frozen=tuple(over))
+
+    def bases_ready(self, record: VmRecord) -> None:
+        """See that the bases of a record's version can be used: not packed, and not cut short.
+
+        Call it with the store held.
+
+        Raises:
+            PoclabError: one is damaged, or there is no room to unpack it.
+        """
+        inactive.bring_back(self.host, self.store.get(record.version))
+        self.check_sizes(record)
 
     def check_sizes(self, record: VmRecord) -> None:
         """See that no base was cut short: QEMU gives zeros for what is missing, or fails late.
@@ -292,9 +301,8 @@ class LabHost:
 
     def mend_domains(self) -> None:
         """Bring back the domains that an interrupted `renew_tpm` took away."""
-        there = {guest.name for guest in self.host.guests()}
         for beside, record in self.host.stand_ins(self.lab):
-            if record.domain not in there:
+            if not any(guest.name == record.domain for guest in self.host.guests()):
                 self.define(record, stood_in_for(beside.uuid))
             beside.remove()
 

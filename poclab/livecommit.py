@@ -96,7 +96,9 @@ def put_on(lab: LabHost, vm: ObservedVm, version: Version, *, live: bool) -> VmR
         PoclabError: it cannot be done; the VM is as before, or `settle` puts it right.
     """
     with lab.store.reading():
-        made = lab.new_overlay(_moved(lab, vm.record, version), after=vm.record.overlay)
+        moved = _moved(lab, vm.record, version)
+        lab.bases_ready(moved)
+        made = lab.new_overlay(moved, after=vm.record.overlay)
         if live:
             _blocks(lab, made).move(lab.host.pool.path(made.overlay))
         return _recorded(lab, vm, made, live=live)

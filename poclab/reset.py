@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from poclab import events, inactive, livecommit, lock, start, warm
+from poclab import events, livecommit, lock, start, warm
 from poclab.aims import Aim, Choice, back
 from poclab.errors import PoclabError
 from poclab.find import Target, find_vm
@@ -130,7 +130,7 @@ class _Work:
         with store.reading():
             aims = self._choose(self._chosen, store)
             wanted = {path: self._target(path, aim) for path, aim in aims.of.items()}
-            self._check(wanted, aims.of)
+            self._check(wanted)
             for line in aims.notes:
                 events.note(line)
             order: dict[str, tuple[str, ...]] = dict.fromkeys(wanted, ())
@@ -144,12 +144,11 @@ class _Work:
         self._host.settle()
         return [self._result(path, wanted[path].version, errors[path]) for path in wanted]
 
-    def _check(self, wanted: Mapping[str, VmRecord], aims: Mapping[str, Aim]) -> None:
+    def _check(self, wanted: Mapping[str, VmRecord]) -> None:
         """See that every version's disks are there and whole, before anything is touched."""
         once = {record.version: path for path, record in wanted.items()}
         for path in once.values():
-            inactive.bring_back(self._host, aims[path].version)
-            self._labs[wanted[path].lab].check_sizes(wanted[path])
+            self._labs[wanted[path].lab].bases_ready(wanted[path])
 
     def _target(self, path: str, aim: Aim) -> VmRecord:
         record, version = self._targets[path].record, aim.version

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from poclab import events, inactive, livecommit, lock, start, warm
+from poclab import events, livecommit, lock, start, warm
 from poclab.errors import PoclabError, UsageError
 from poclab.find import find_vm
 from poclab.labhost import LabHost
@@ -204,8 +204,7 @@ class _Work:
             raise PoclabError(
                 f"{self._item.name} is not whole", why=f"{lost[0]} is gone from the storage pool"
             )
-        inactive.bring_back(self._host, self._lab.store.get(record.version))
-        self._lab.check_sizes(record)
+        self._lab.bases_ready(record)
 
     @property
     def _on_it(self) -> bool:

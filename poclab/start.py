@@ -57,6 +57,7 @@ def _cold(lab: LabHost, record: VmRecord) -> VmRecord:
     """Give a VM that is off a clean disk after all; what it was to go on on is no clean one."""
     uuid = lab.host.guest(record).uuid
     with _one_at_a_time, lab.store.reading():
+        lab.bases_ready(record)
         record = lab.new_overlay(replace(record, overlay="", frozen=()))
         lab.data_disks(record)
         lab.define(record, uuid)

@@ -170,6 +170,7 @@ class _Applier:
         record, found = action.record, action.before
         assert record is not None
         if action.verb in (Verb.CREATE, Verb.RESET):
+            self._at.bases_ready(record)
             over = warm.find(self._at, record, found) if self._warm is not False else ()
             record = self._at.put_on_new_disk(record, found, over)
             self._new.add(record.name)

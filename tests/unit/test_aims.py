@@ -23,6 +23,9 @@ class Shelf:
     def has(self, ref: Ref) -> bool:
         return ref in self._found
 
+    def find(self, ref: Ref) -> Version | None:
+        return self._found.get(ref)
+
     def get(self, ref: Ref) -> Version:
         if ref not in self._found:
             raise PoclabError(f"{ref} is not there")

@@ -41,6 +41,8 @@ def test_two_warm_states_of_no_use_at_once_make_two_boots(
                 beside.join(0.3)  # it gets as far as it can
             return replace(record, overlay="new")
 
+        def bases_ready(self, record: VmRecord) -> None: ...
+
         def start(self, record: VmRecord) -> None:
             booted.append(record.name)
 
