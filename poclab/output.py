@@ -120,6 +120,15 @@ MARKS = (
     Column("VERSIONS", "versions", lambda found: ", ".join(f"{k} {v}" for k, v in found.items())),
     Column("MESSAGE", "message"),
 )
+PARKED = (
+    Column("LAB", "lab"),
+    Column("VM", "vm"),
+    Column("TIME", "time"),
+    Column("VERSION", "version"),
+    Column("SIZE", "size", size),
+    Column("EXPIRES", "expires"),
+    Column("BY", "by"),
+)
 CHECKS = (Column("CHECK", "check"), Column("RESULT", "result"), Column("HELP", "help"))
 ACTIONS = (
     Column("ACTION", "action"),

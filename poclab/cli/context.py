@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -263,3 +263,14 @@ def complete_up_lab(incomplete: str) -> list[str]:
     except Exception:  # completion never prints an error
         return []
     return sorted(name for name in labs if name.startswith(incomplete))
+
+
+def show_vms(host: Host, paths: Collection[str], form: Format) -> None:
+    """Print the status of some VMs, by `LAB/VM`, unless asked to be quiet."""
+    from poclab.status import status
+
+    if _options.quiet:
+        return
+    labs = frozenset(path.partition("/")[0] for path in paths)
+    rows = [row for row in status(host, labs) if f"{row.lab}/{row.vm}" in paths]
+    output.listing(rows, output.STATUS, form, lambda row: f"{row.lab}/{row.vm}")

@@ -67,7 +67,7 @@ def list_(
 
     with context.host() as host:
         found = rows(host, lab)
-    empty = "there is no mark"
+    empty = "there is no mark" if lab is None else f"{lab} has no mark"
     output.listing(found, output.MARKS, form, lambda row: f"{row.lab}@{row.name}", empty=empty)
 
 

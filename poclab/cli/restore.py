@@ -10,22 +10,13 @@ from poclab import output
 from poclab.cli import context
 from poclab.cli.context import OutputOption, YesOption
 from poclab.errors import UsageError
-from poclab.output import Column, Format
+from poclab.output import Format
 from poclab.units import parse_duration
 
 if TYPE_CHECKING:
     from poclab.parked import Lifetime
 
 DEFAULT_LIFETIME = "7d"
-_PARKED = (
-    Column("LAB", "lab"),
-    Column("VM", "vm"),
-    Column("TIME", "time"),
-    Column("VERSION", "version"),
-    Column("SIZE", "size", output.size),
-    Column("EXPIRES", "expires"),
-    Column("BY", "by"),
-)
 KeepOldOption = Annotated[
     bool,
     typer.Option(
@@ -125,7 +116,9 @@ def ls(
     with context.host() as host:
         found = rows(host, names or ())
     empty = "no disk is parked" + (f" of {', '.join(names)}" if names else "")
-    output.listing(found, _PARKED, form, lambda row: f"{row.lab}/{row.vm}@{row.time}", empty=empty)
+    output.listing(
+        found, output.PARKED, form, lambda row: f"{row.lab}/{row.vm}@{row.time}", empty=empty
+    )
 
 
 @app.command("drop")

@@ -13,7 +13,7 @@ from poclab.cli.context import OutputOption, YesOption
 from poclab.output import Format
 
 if TYPE_CHECKING:
-    from poclab.virt.host import Host
+    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -45,13 +45,4 @@ def switch(
             output.tell("nothing was done")
             raise typer.Exit(1)
         done = put(host, target, to, transport)
-        show(host, done.path, form)
-
-
-def show(host: Host, path: str, form: Format) -> None:
-    """Print the status of a VM."""
-    from poclab.status import status
-
-    if not context.options().quiet:
-        rows = [row for row in status(host) if f"{row.lab}/{row.vm}" == path]
-        output.listing(rows, output.STATUS, form, lambda row: f"{row.lab}/{row.vm}")
+        context.show_vms(host, {done.path}, form)

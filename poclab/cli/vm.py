@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from poclab import output
-from poclab.cli import context, switch
+from poclab.cli import context
 from poclab.cli.context import LabOption, OutputOption, WarmOption, YesOption
 from poclab.cli.restore import ExpiresOption, KeepOldOption, lifetime
 from poclab.errors import PoclabError, UsageError
@@ -119,7 +119,7 @@ def rollback(
                     fix="leave --warm, --no-warm and --no-wait out",
                 )
             done = boot_back(host, target)
-            switch.show(host, done.path, form)
+            context.show_vms(host, {done.path}, form)
             return
         results = put_back(host, target, wait=wait, keep_warm=warm, keep_old=keep)
         show_reset(host, results, form if wait else None)
@@ -127,13 +127,8 @@ def rollback(
 
 def show_reset(host: Host, results: list[Reset], form: Format | None) -> None:
     """Print the status of VMs that were reset, if in a form, and raise what went wrong."""
-    from poclab.status import status as rows
-
-    paths = {item.path for item in results}
-    if form is not None and not context.options().quiet:
-        labs = frozenset(path.partition("/")[0] for path in paths)
-        shown = [row for row in rows(host, labs) if f"{row.lab}/{row.vm}" in paths]
-        output.listing(shown, output.STATUS, form, lambda row: f"{row.lab}/{row.vm}")
+    if form is not None:
+        context.show_vms(host, {item.path for item in results}, form)
     errors = [item.error for item in results if item.error]
     for error in errors[:-1]:
         output.show_error(error)
