@@ -37,6 +37,7 @@ _INFO_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 30}
 _CHECK_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 600}
 # Address space: buffers, thread stacks and the tables, which the readers have bounded.
 _CONVERT_MEMORY = 2 * GIB
+_UNCHECKED = 1  # qemu-img(1): the check was not completed because of internal errors
 _HOURS = 6 * 3600.0
 _SECTOR = 512
 
@@ -101,12 +102,12 @@ def check(path: Path) -> None:
     """Check the metadata of a qcow2 file; its data is not looked at (see `digest.file_digest`).
 
     Raises:
-        PoclabError: it is damaged or truncated.
+        PoclabError: it is damaged or truncated, or another program holds it.
     """
-    _check(path, "qcow2", None, shown(path.name, 200))
+    _check(path, "qcow2", None, shown(path.name, 200), ours=True)
 
 
-def _check(path: Path, form: str, part: Part | None, name: str) -> None:
+def _check(path: Path, form: str, part: Part | None, name: str, *, ours: bool = False) -> None:
     argv = ["qemu-img", "check", *_reading(path, form, part)]
     result = runner().run(argv, check=False, timeout=1200, limits=_CHECK_LIMITS)
     # qemu-img(1): 0 fine, 2 corrupt, 3 leaked clusters, which waste space and harm nothing.
@@ -114,6 +115,8 @@ def _check(path: Path, form: str, part: Part | None, name: str) -> None:
         lines = (result.stdout + result.stderr).splitlines()
         why = next((x for x in lines if x.startswith("ERROR")), result.last_line)
         fix = f", or try: qemu-img check -r all -f {form} FILE" if form == "qcow2" else ""
+        if result.code == _UNCHECKED and ours:
+            raise PoclabError(f"{name} cannot be checked", why=_reason(result.last_line))
         raise PoclabError(f"{name} is damaged", why=_reason(why), fix=f"copy it again{fix}")
 
 

@@ -55,6 +55,7 @@ _PROGRAMS = (
     _Program("debugfs", "builder direct", "e2fsprogs"),
     _Program("mcopy", "builder direct", "mtools"),
     _Program("sfdisk", "builder direct", "fdisk (Debian, Ubuntu), util-linux (Fedora)"),
+    _Program("swtpm", "VMs with tpm: true", "swtpm and swtpm-tools", needed=False),
     _Program("sudo", "builders of bootc images without root", "sudo", needed=False),
 )
 

@@ -21,6 +21,7 @@ _HELP = (
     ("No space left on device", "free some disk space: `poclab doctor` shows how much there is"),
     ("Permission denied", "run `poclab doctor`: it says which permission is missing"),
     ("Unable to find any firmware", "install ovmf (Debian, Ubuntu) or edk2-ovmf (Fedora)"),
+    ("Unable to find 'swtpm", "install swtpm and swtpm-tools, for VMs with tpm: true"),
     ("Could not access KVM", "`poclab doctor` says who may not open it; or use --accel tcg"),
     ("Failed to get \"write\" lock", "another QEMU uses the disk: end it first"),
 )  # fmt: skip

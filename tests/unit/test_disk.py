@@ -337,6 +337,21 @@ def test_check_finds_damage(tmp_path: Path) -> None:
         disk.check(path)
 
 
+def test_what_cannot_be_checked_is_not_called_damaged(tmp_path: Path) -> None:
+    path = qcow2(tmp_path / "a.qcow2")
+    argv = ["qemu-io", "-f", "qcow2", str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdin.write(b"write 0 64k\n")
+        holder.stdin.flush()
+        assert b"wrote" in holder.stdout.readline()
+        with pytest.raises(PoclabError, match="cannot be checked") as error:
+            disk.check(path)
+        assert "another process" in error.value.why
+        holder.stdin.close()
+
+
 # --- layers -------------------------------------------------------------------------------
 
 

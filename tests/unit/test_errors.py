@@ -52,6 +52,11 @@ def test_a_port_that_was_taken_is_told_from_other_failures_to_start() -> None:
     assert not isinstance(other, PortTakenError)
 
 
+def test_a_program_that_is_missing_is_named() -> None:
+    message = "unsupported configuration: Unable to find 'swtpm' binary in $PATH"
+    assert "install swtpm" in translated("acme.vm1 does not start", said(message)).fix
+
+
 def test_every_one_is_caught_as_one() -> None:
     for error in (UsageError("x"), Problems("x", ["y"])):
         with pytest.raises(PoclabError, match="x"):
