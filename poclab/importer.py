@@ -186,7 +186,7 @@ def _convert(
     """
     before = _identity(source.file)
     whole = known is None and (wanted is not None or _is_mostly_data(source.file))
-    algorithm = digest.algorithm(wanted) if wanted else digest.DISKS
+    algorithm = digest.algorithm(wanted or digest.DISKS)
     asked = [digest.Wanted(algorithm)] if whole else []
     asked += [
         digest.Wanted(one.algorithm, one.member.offset, one.member.size) for one in source.digests
