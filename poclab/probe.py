@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from poclab.errors import PoclabError
 
+_UNUSED = 1  # a port that nobody listens on: tcpmux, RFC 1078, historic since RFC 7805
 _BANNER_MAX = 8192  # bytes read before the identification; RFC 4253, 4.2 allows lines before it
 
 
@@ -104,6 +105,25 @@ def tcp_answers(host: str, port: int, timeout: float) -> bool:
     try:
         with socket.create_connection((host, port), timeout):
             return True
+    except OSError:
+        return False
+
+
+def reaches(host: str, timeout: float) -> bool:
+    """Whether a host's network answers at all, without work for a program on it.
+
+    A connection to a port that nobody listens on is refused by the kernel. A firewall that drops
+    it instead makes a host that answers look like one that does not, never the other way round.
+
+    Args:
+        host: an address of a network that is up here.
+        timeout: seconds to wait for it.
+    """
+    try:
+        with socket.create_connection((host, _UNUSED), timeout):
+            return True
+    except ConnectionRefusedError:
+        return True
     except OSError:
         return False
 

@@ -61,15 +61,16 @@ def glance(host: Host, record: VmRecord, patience: float = 0.0) -> bool | None:
         return False
 
 
-def wait(host: Host, record: VmRecord, files: LabFiles, *, login_too: bool = True) -> float:
+def wait(host: Host, record: VmRecord, files: LabFiles, *, woke: bool = False) -> float:
     """Wait until a VM is ready.
 
     Args:
         host: its host.
         record: the VM.
         files: what its lab's client has.
-        login_too: see that an SSH server that answers lets us in; one that came back with the
-            guest's memory did so before, and a login is work for an emulated guest.
+        woke: it came back with its memory, and was ready when that was kept. That it goes on and
+            can be reached is all that there is to see: each connection to its SSH server is work
+            for an emulated guest, just when it is wanted.
 
     Returns:
         The seconds it took; 0 when nothing was asked for.
@@ -87,10 +88,12 @@ def wait(host: Host, record: VmRecord, files: LabFiles, *, login_too: bool = Tru
         nonlocal state
         if not host.guest(record).active():
             raise PoclabError(f"{record.path} stopped by itself", fix=_console(host, record))
+        if woke and _reached(host, record):
+            return True
         # QEMU's user network takes connections for a guest that is still off: no answer means less.
         if glance(host, record, 1.0 if host.session else _BANNER) is not True:
             return False
-        if ready.kind == "ssh" and login_too:
+        if ready.kind == "ssh" and not woke:
             state = login(target(host, record, files), _LOGIN)
             return state is LoginState.OK
         return True
@@ -136,6 +139,14 @@ def _endpoint(host: Host, record: VmRecord, port: int) -> tuple[IPv4Address, int
         why="none of its networks is up on this host",
         fix=f"`poclab up` starts the networks of {record.lab}",
     )
+
+
+def _reached(host: Host, record: VmRecord) -> bool:
+    """Whether a guest's kernel answers; where it cannot be told apart from QEMU's, False."""
+    if host.session:
+        return False
+    address, _ = _endpoint(host, record, 0)
+    return probe.reaches(str(address), _GLANCE)
 
 
 def _tcp(host: Host, record: VmRecord, port: int, timeout: float) -> bool:

@@ -25,8 +25,15 @@ class Stamp:
 
 def remade(record: VmRecord, action: str, stamp: Stamp) -> VmRecord:
     """The record with a new system disk to come: fresh firmware, today's key, history."""
-    new = {"overlay": "", "frozen": (), "in_place": (), "fresh": True, "used": False}
-    fresh = replace(record, **new, ssh_key=stamp.ssh_key)  # type: ignore[arg-type]
+    fresh = replace(
+        record,
+        overlay="",
+        frozen=(),
+        in_place=(),
+        fresh=True,
+        used=False,
+        ssh_key=stamp.ssh_key,
+    )
     return replace(fresh, history=(*record.history, entry(fresh, action, stamp)))
 
 

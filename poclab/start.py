@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from threading import Lock
 
-from poclab import events, readiness, warm
+from poclab import clock, events, readiness, warm
 from poclab.labhost import LabHost
 from poclab.model import VmRecord
 from poclab.records import became_ready
 from poclab.units import format_seconds
+from poclab.warmstate import WarmState
 
 _one_at_a_time = Lock()  # a process holds the store once, and VMs are started in threads
 
@@ -20,12 +21,12 @@ class Started:
 
     Attributes:
         record: what it is; another system disk than before when its warm state was of no use.
-        warm: whether it was brought back from a warm state, and did not boot.
+        state: the warm state that it was brought back from, None when it booted.
         first: whether this is the first start since it was put on its disk.
     """
 
     record: VmRecord
-    warm: bool = False
+    state: WarmState | None = None
     first: bool = False
 
 
@@ -45,8 +46,8 @@ def begin(lab: LabHost, record: VmRecord, *, new: bool) -> Started:
         lab.host.guest(record).forget_memory()  # it knows the disks of before
     clean = record.fresh and not record.used
     if clean and record.frozen and (new or lab.untouched(record)):
-        if warm.restore(lab, record):
-            return Started(replace(record, fresh=False), warm=True, first=True)
+        if state := warm.restore(lab, record):
+            return Started(replace(record, fresh=False), state, first=True)
         record = _cold(lab, record)
     lab.start(record)
     first = record.fresh and (record.used or not record.frozen)
@@ -79,18 +80,19 @@ def settle(lab: LabHost, started: Started, *, keep: bool) -> float:
     Raises:
         PoclabError: it is not ready in time.
     """
-    record = started.record
-    seconds = readiness.wait(lab.host, record, lab.files, login_too=not started.warm)
+    record, state = started.record, started.state
+    seconds = readiness.wait(lab.host, record, lab.files, woke=state is not None)
     if record.ready and started.first:
-        record = became_ready(record, "warm" if started.warm else "cold", seconds)
+        record = became_ready(record, "warm" if state else "cold", seconds)
         lab.host.guest(record).set_record(record)
     if record.ready:
-        how = ", from its warm state" if started.warm else ""
+        how = ", from its warm state" if state else ""
         events.note(f"{record.name}: ready after {format_seconds(seconds)}{how}")
     else:
         events.note(f"{record.name}: started")
-    if started.warm:
-        warm.set_clock(lab, record)
+    if state:
+        if not state.watched:
+            clock.set_now(lab, record)
     elif keep and started.first:
         warm.keep(lab, record)
     return seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -66,17 +66,30 @@ class VmRow:
         return f"{self.version} -> {self.in_place.partition(':')[2]} in place"
 
 
-def status(host: Host, labs: frozenset[str] = frozenset()) -> list[VmRow]:
-    """The VMs of some labs, or of all."""
-    vms = [vm for vm in host.vms() if not labs or vm.record.lab in labs]
-    if not vms:
+def status(
+    host: Host,
+    labs: Collection[str] = (),
+    vms: Collection[str] = (),
+    ready: Collection[str] = (),
+) -> list[VmRow]:
+    """What there is to say of VMs.
+
+    Args:
+        host: the host.
+        labs: of these labs, or of all when empty.
+        vms: of these VMs, as `LAB/VM`, or of all when empty.
+        ready: these VMs were seen ready a moment ago, so they are not asked again.
+    """
+    found = [vm for vm in host.vms() if not labs or vm.record.lab in labs]
+    found = [vm for vm in found if not vms or vm.record.path in vms]
+    if not found:
         return []
-    stored = _stored(host, {vm.running.version for vm in vms})
+    stored = _stored(host, {vm.running.version for vm in found})
     # Not at the top: it takes a tenth of the time that a listing of nothing does.
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(max_workers=min(32, len(vms))) as pool:
-        return list(pool.map(lambda vm: _row(host, vm, stored), vms))
+    with ThreadPoolExecutor(max_workers=min(32, len(found))) as pool:
+        return list(pool.map(lambda vm: _row(host, vm, stored, vm.record.path in ready), found))
 
 
 def _stored(host: Host, versions: set[Ref]) -> Mapping[Ref, str] | None:
@@ -90,12 +103,12 @@ def _stored(host: Host, versions: set[Ref]) -> Mapping[Ref, str] | None:
         return None
 
 
-def _row(host: Host, vm: ObservedVm, stored: Mapping[Ref, str] | None) -> VmRow:
+def _row(host: Host, vm: ObservedVm, stored: Mapping[Ref, str] | None, seen: bool) -> VmRow:
     running = vm.running
     pending = vm.active and running.overlay != vm.record.overlay
     state = f"{vm.state} (restart pending)" if pending else str(vm.state)
     # What counts as ready needs no restart to change; the ports to ask by are the running ones.
-    ready = glance(host, replace(running, ready=vm.record.ready)) if vm.active else None
+    ready = _ready(host, replace(running, ready=vm.record.ready), seen) if vm.active else None
     return VmRow(
         lab=running.lab,
         vm=running.name,
@@ -111,6 +124,10 @@ def _row(host: Host, vm: ObservedVm, stored: Mapping[Ref, str] | None) -> VmRow:
         drift="; ".join(drift(vm, stored)),
         in_place="" if running.runs == running.version else str(running.runs),
     )
+
+
+def _ready(host: Host, record: VmRecord, seen: bool) -> bool | None:
+    return True if seen and record.ready else glance(host, record)
 
 
 def _written(pool: Pool, record: VmRecord) -> int | None:

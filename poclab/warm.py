@@ -10,27 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from poclab import events, lock, readiness, ssh
+from poclab import clock, events, lock
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.manifest import now
 from poclab.model import Frozen, ObservedVm, VmRecord
-from poclab.names import check_tag, plain
+from poclab.names import check_tag
 from poclab.records import cold_because
-from poclab.run import run
 from poclab.units import format_seconds, format_size
 from poclab.virt.errors import PortTakenError
 from poclab.virt.host import Host
 from poclab.warmstate import Shelf, WarmState, encode, frozen_disks, needs
 
 _JOBS = 60.0  # seconds that libvirt gets to finish what an ended command began
-_CLOCK = 15.0  # seconds for the login that sets a guest's clock
-# busybox and util-linux alike; a user who is not root needs sudo without a question.
-_SET_CLOCK = "hwclock -s 2>/dev/null || sudo -n hwclock -s"
 
 
 def find(lab: LabHost, record: VmRecord, before: ObservedVm | None) -> tuple[Frozen, ...]:
@@ -71,11 +66,11 @@ def _needs(lab: LabHost, record: VmRecord, uuid: str) -> dict[str, str]:
 # --- bringing it back -----------------------------------------------------------------------
 
 
-def restore(lab: LabHost, record: VmRecord) -> bool:
+def restore(lab: LabHost, record: VmRecord) -> WarmState | None:
     """Bring a VM back on the new disks that it is defined with.
 
     Returns:
-        Whether it runs. If not, a line says why, and the VM is off.
+        The state that it runs from. None when it is off after all; a line says why.
 
     Raises:
         PortTakenError: another program listens on a port of it.
@@ -86,45 +81,20 @@ def restore(lab: LabHost, record: VmRecord) -> bool:
     found = (x for x in _of_version(lab, record) if (x.disks, x.needs) == (record.frozen, wanted))
     state = next(found, None)
     if state is None:
-        return False
+        return None
     try:
         lab.start_networks(record)
         guest = lab.host.restore(state.memory, spec)
         lab.has_run(record)
         guest.resume()
-        return True
+        return state
     except PortTakenError:
         raise
     except PoclabError as error:
         events.warning(f"{record.name}: boots, as its warm state fails: {error.why or error.what}")
         guest.power_off()
         drop(lab, state)
-        return False
-
-
-def set_clock(lab: LabHost, record: VmRecord) -> None:
-    """Set the clock of a guest that was brought back: it stood still since its memory was kept.
-
-    By the agent, else over SSH from the hardware clock, which QEMU keeps right.
-    """
-    guest = lab.host.guest(record)
-    with suppress(PoclabError):
-        if guest.agent_connected():
-            guest.set_clock(time.time())
-            return
-    reason = "it has no guest agent and no SSH"
-    if record.ready and record.ready.kind == "ssh":
-        target = readiness.target(lab.host, record, lab.files)
-        words = ssh.argv(target, [_SET_CLOCK], ["-n", "-T"], batch=True, connect_timeout=10)
-        try:
-            done = run(words, check=False, timeout=_CLOCK)
-        except PoclabError as error:
-            reason = error.why or error.what
-        else:
-            if done.code == 0:
-                return
-            reason = plain(done.last_line) or f"exit status {done.code}"
-    events.warning(f"{record.name}: its clock stands at the time its memory was kept: {reason}")
+        return None
 
 
 # --- keeping it -----------------------------------------------------------------------------
@@ -172,11 +142,12 @@ def _keep(lab: LabHost, record: VmRecord) -> VmRecord:
     events.step("warm state", vm=record.name)
     lab.host.pool.write(state.manifest, encode(state))
     moved = lab.overlays(onto, disks)
-    began = time.monotonic()
     targets = lab.spec(moved, guest.uuid).disks
+    watched = clock.leave_watch(lab, record)
+    began = time.monotonic()
     guest.capture(lab.host.pool.path(state.memory), {disk.target: disk.path for disk in targets})
     seconds = time.monotonic() - began
-    _finish(lab, state, moved)
+    _finish(lab, replace(state, watched=watched), moved)
     size = format_size(lab.host.pool.stat(state.memory).allocated)
     events.note(f"{record.name}: its memory is kept ({size}; paused {format_seconds(seconds)})")
     return moved

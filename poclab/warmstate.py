@@ -39,6 +39,7 @@ class WarmState:
         onto: the system disk that the VM went on on.
         created: when.
         complete: whether memory and disks are whole.
+        watched: whether the guest sets its clock by itself when it is brought back; see `clock`.
     """
 
     lab: str
@@ -51,6 +52,7 @@ class WarmState:
     onto: str
     created: str
     complete: bool = False
+    watched: bool = False
 
     @property
     def path(self) -> str:

@@ -265,12 +265,19 @@ def complete_up_lab(incomplete: str) -> list[str]:
     return sorted(name for name in labs if name.startswith(incomplete))
 
 
-def show_vms(host: Host, paths: Collection[str], form: Format) -> None:
-    """Print the status of some VMs, by `LAB/VM`, unless asked to be quiet."""
+def show_vms(host: Host, paths: Collection[str], form: Format, ready: Collection[str] = ()) -> None:
+    """Print the status of some VMs, by `LAB/VM`, unless asked to be quiet.
+
+    Args:
+        host: the host.
+        paths: the VMs.
+        form: how to print it.
+        ready: those that were seen ready a moment ago.
+    """
     from poclab.status import status
 
     if _options.quiet:
         return
     labs = frozenset(path.partition("/")[0] for path in paths)
-    rows = [row for row in status(host, labs) if f"{row.lab}/{row.vm}" in paths]
+    rows = status(host, labs, paths, ready) if paths else []
     output.listing(rows, output.STATUS, form, lambda row: f"{row.lab}/{row.vm}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import fromstring, tostring
+from xml.etree.ElementTree import Element, fromstring, tostring
 
 import libvirt
 
@@ -88,11 +88,9 @@ class Host:
         behind it is listed too, and its domains hang. So the processor is asked as well, in the
         way virt-host-validate does.
         """
-        with libvirt_errors("libvirt does not tell the host's capabilities"):
-            capabilities = fromstring(self.conn.getCapabilities())  # noqa: S314 - from libvirtd
         listed = {
             item.get("type")
-            for guest in capabilities.iterfind("guest")
+            for guest in self._capabilities().iterfind("guest")
             if guest.findtext("os_type") == "hvm"
             for item in guest.iterfind("arch[@name='x86_64']/domain")
         }
@@ -108,9 +106,7 @@ class Host:
         It is the label that libvirt's driver for ordinary ownership (`dac`) gives to processes
         (formatcaps.html, user and group in qemu.conf): `+UID:+GID`.
         """
-        with libvirt_errors("libvirt does not tell the host's capabilities"):
-            capabilities = fromstring(self.conn.getCapabilities())  # noqa: S314 - from libvirtd
-        for model in capabilities.iterfind("host/secmodel[model='dac']"):
+        for model in self._capabilities().iterfind("host/secmodel[model='dac']"):
             user, _, group = model.findtext("baselabel[@type='kvm']", "").partition(":")
             with contextlib.suppress(ValueError):
                 return int(user), int(group)
@@ -119,13 +115,20 @@ class Host:
     @cached_property
     def runs_guests_with(self) -> str:
         """What the memory of a guest depends on: QEMU, libvirt and the processor."""
-        with libvirt_errors("libvirt does not tell the host's capabilities"):
-            capabilities = fromstring(self.conn.getCapabilities())  # noqa: S314 - from libvirtd
+        with libvirt_errors("libvirt does not tell its version"):
             versions = f"{self.conn.getVersion()} {self.conn.getLibVersion()}"
-        cpu = capabilities.find("host/cpu")
+        cpu = self._capabilities().find("host/cpu")
         for counter in cpu.findall("counter") if cpu is not None else ():
             cpu.remove(counter)  # type: ignore[union-attr]  # the clock's rate is measured
         return f"{versions} {tostring(cpu, encoding='unicode') if cpu is not None else ''}"
+
+    def _capabilities(self) -> Element:
+        with libvirt_errors("libvirt does not tell the host's capabilities"):
+            return fromstring(self._capabilities_text)  # noqa: S314 - from libvirtd
+
+    @cached_property
+    def _capabilities_text(self) -> str:
+        return str(self.conn.getCapabilities())  # libvirt takes milliseconds for it
 
     # --- pool ------------------------------------------------------------------------
 

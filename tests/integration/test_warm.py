@@ -6,11 +6,14 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import fromstring
 
 import pytest
 
+from poclab import probe, warmstate
 from tests.support import hosts, labs, shop
 from tests.support.hosts import Completed, Host
 
@@ -102,15 +105,31 @@ def test_a_reset_brings_the_guest_back_as_it_was_when_it_was_ready(host: Host) -
     assert labs.leftovers(host) == []
 
 
-def test_the_clock_is_right(host: Host) -> None:
-    kept = states(host)[0]["created"]
-    time.sleep(5)
-    done = host.poclab("reset", WEB)
+def logins(done: Completed) -> list[str]:
+    """What a command with -v ran over SSH."""
+    return [line for line in done.stderr.splitlines() if "run: ssh " in line]
+
+
+@pytest.mark.parametrize("by", ["the guest", "a login"])
+def test_the_clock_is_right(host: Host, by: str) -> None:
+    manifest = next(Path(labs.look(host)["directory"]).glob("warm.acme.web.*.json"))
+    before = manifest.read_bytes()
+    state = warmstate.decode(before)
+    assert state.watched
+    if by == "a login":
+        manifest.write_bytes(warmstate.encode(replace(state, watched=False)))
+    try:
+        time.sleep(5)
+        done = host.poclab("-v", "reset", WEB)
+    finally:
+        manifest.write_bytes(before)
     assert "from its warm state" in done.stderr
     assert "its clock" not in done.stderr
-    assert clock_is_right(host)
-    since = time.time() - time.mktime(time.strptime(kept, "%Y-%m-%dT%H:%M:%SZ")) + time.timezone
-    assert since > 5  # it would be that late
+    assert ["hwclock" in line for line in logins(done)] == ([] if by == "the guest" else [True])
+    probe.wait_until(lambda: clock_is_right(host), 10)
+    kept = time.mktime(time.strptime(state.created, "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
+    assert time.time() - kept > 5  # it would be that late
+    probe.wait_until(lambda: shop.ssh(host, WEB, "pidof sleep || true") == "", 10)  # it ended
 
 
 def test_each_version_has_a_state_and_a_system_disk_of_its_own(host: Host) -> None:
@@ -266,7 +285,7 @@ def test_under_a_system_daemon(module_system: tuple[Host, Host], place: str) -> 
         assert "from its warm state" in host.poclab("reset", WEB).stderr
         assert (boot(host), marks(host)) == (first, "")
         assert shop.ssh(host, WEB, "ip -4 -o addr show") == addresses
-        assert clock_is_right(host)
+        probe.wait_until(lambda: clock_is_right(host), 10)
         assert [row["in_use"] for row in states(host)] == [True]
     finally:
         host.poclab("down", "acme", "--yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from poclab.probe import (
     TimedOut,
     free_ports,
     port_free,
+    reaches,
     ssh_banner,
     tcp_answers,
     usernet_established,
@@ -355,3 +357,28 @@ def test_live_a_guest_that_refuses_ends_the_connection(wire: Wire) -> None:
             assert probe.recv(1) == b""
         assert usernet_established(wire.info(), wire.port, 80) is not True
     assert usernet_established(wire.info(), wire.port + 1, 80) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reached"),
+    [
+        (None, True),
+        (ConnectionRefusedError(), True),
+        (TimeoutError(), False),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), False),
+    ],
+)
+def test_a_host_answers_by_refusing(
+    monkeypatch: pytest.MonkeyPatch, outcome: OSError | None, reached: bool
+) -> None:
+    def connect(*_: object) -> socket.socket:
+        if outcome:
+            raise outcome
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert reaches("10.77.1.10", 0.1) is reached
+
+
+def test_this_very_host_answers() -> None:
+    assert reaches("127.0.0.1", 5)

@@ -24,7 +24,7 @@ def test_two_warm_states_of_no_use_at_once_make_two_boots(
     """Each VM gets a clean disk with the store held, and a process can hold that only once."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(warm, "restore", lambda *_: False)
+    monkeypatch.setattr(warm, "restore", lambda *_: None)
     booted: list[str] = []
     failed: list[Exception] = []
     beside = Thread(target=lambda: begin("b"))
