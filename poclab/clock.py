@@ -20,7 +20,7 @@ from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.model import VmRecord
 from poclab.names import plain
-from poclab.run import run
+from poclab.run import Result, run
 
 _LOGIN = 15.0  # seconds for a login and a command
 # busybox and util-linux alike; a user who is not root needs sudo without a question.
@@ -42,6 +42,7 @@ while [ $left -gt 0 ]; do
     case $((apart - before)) in -1|0|1) ;; *) {_SET}; exit ;; esac
     left=$((left - 1))
 done </dev/null >/dev/null 2>&1 &
+echo $!
 """
 
 
@@ -51,7 +52,16 @@ def leave_watch(lab: LabHost, record: VmRecord) -> bool:
     Returns:
         Whether it will. If not, `set_now` is what remains.
     """
-    return not _told(lab, record, _WATCH)
+    try:
+        started = _run(lab, record, _WATCH)
+        # logind may end what a session leaves behind (KillUserProcesses in logind.conf(5)), but
+        # for root unless told to.
+        if record.user != "root":
+            _run(lab, record, f"kill -0 {int(started.stdout)}")
+    except (PoclabError, ValueError) as error:
+        events.debug(f"{record.name} does not watch its clock: {error}")
+        return False
+    return True
 
 
 def set_now(lab: LabHost, record: VmRecord) -> None:
@@ -61,18 +71,22 @@ def set_now(lab: LabHost, record: VmRecord) -> None:
         if guest.agent_connected():
             guest.set_clock(time.time())
             return
-    if why := _told(lab, record, _SET):
+    try:
+        _run(lab, record, _SET)
+    except PoclabError as error:
+        why = plain(error.why or error.what)
         events.warning(f"{record.name}: its clock stands at the time its memory was kept: {why}")
 
 
-def _told(lab: LabHost, record: VmRecord, command: str) -> str:
-    """Run a command in a guest over SSH; why that failed, or an empty string."""
+def _run(lab: LabHost, record: VmRecord, command: str) -> Result:
+    """Run a command in a guest over SSH.
+
+    Raises:
+        PoclabError: it cannot be done, or fails.
+    """
     if record.ready is None or record.ready.kind != "ssh":
-        return "it has neither a guest agent nor SSH"
-    try:
-        target = readiness.target(lab.host, record, lab.files)
-        words = ssh.argv(target, [command], ["-n", "-T"], batch=True, connect_timeout=10)
-        done = run(words, check=False, timeout=_LOGIN)
-    except PoclabError as error:
-        return error.why or error.what
-    return "" if done.code == 0 else plain(done.last_line) or f"exit status {done.code}"
+        raise PoclabError("it has neither a guest agent nor SSH")
+    target = readiness.target(lab.host, record, lab.files)
+    text = ["sh", "-c", command]  # whatever the user's shell is
+    words = ssh.argv(target, text, ["-n", "-T"], batch=True, connect_timeout=10)
+    return run(words, timeout=_LOGIN)

@@ -145,7 +145,10 @@ def _reached(host: Host, record: VmRecord) -> bool:
     """Whether a guest's kernel answers; where it cannot be told apart from QEMU's, False."""
     if host.session:
         return False
-    address, _ = _endpoint(host, record, 0)
+    try:
+        address, _ = _endpoint(host, record, 0)
+    except PoclabError:  # it has no address, and is asked in another way
+        return False
     return probe.reaches(str(address), _GLANCE)
 
 

@@ -19,7 +19,7 @@ from poclab.errors import PoclabError
 from poclab.events import Event
 from poclab.labhost import LabHost
 from poclab.model import Ready
-from poclab.run import Result, Runner, using
+from poclab.run import CommandFailed, Result, Runner, using
 from poclab.ssh import Target
 from tests.support import make
 
@@ -139,13 +139,20 @@ def test_a_guest_without_a_hardware_clock_gets_no_watch(shell: list[str], tmp_pa
 class Ssh(Runner):
     """Takes the place of ssh."""
 
-    def __init__(self, code: int = 0, stderr: str = "") -> None:
-        self.result = Result(("ssh",), code, "", stderr)
+    def __init__(self, *results: Result) -> None:
+        self.results = list(results)
         self.commands: list[str] = []
 
     def run(self, argv: Sequence[str], **_: Any) -> Result:
         self.commands.append(argv[-1])
-        return self.result
+        result = self.results.pop(0) if self.results else answer("")
+        if result.code != 0:
+            raise CommandFailed(result)
+        return result
+
+
+def answer(stdout: str, code: int = 0, stderr: str = "") -> Result:
+    return Result(("ssh",), code, stdout, stderr)
 
 
 def lab(monkeypatch: pytest.MonkeyPatch, agent: Any) -> LabHost:
@@ -191,7 +198,8 @@ def test_without_an_agent_a_login_sets_the_clock(monkeypatch: pytest.MonkeyPatch
 
 def test_a_clock_that_nobody_can_set_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     without = lab(monkeypatch, agent(connected=False))
-    with using(Ssh(1, "sudo: a password is required\n")):
+    refused = answer("", 1, "sudo: a password is required\n")
+    with using(Ssh(refused, refused)):
         (text,) = warnings(lambda: clock.set_now(without, RECORD))
         assert not clock.leave_watch(without, RECORD)
     assert text == (
@@ -211,3 +219,23 @@ def test_a_key_that_is_elsewhere_costs_no_warm_state(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(readiness, "target", nowhere)
     assert not clock.leave_watch(without, RECORD)
+
+
+@pytest.mark.parametrize(
+    ("user", "lives", "left"),
+    [("root", False, True), ("admin", True, True), ("admin", False, False)],
+)
+def test_a_watch_that_ends_with_its_session_is_none(
+    monkeypatch: pytest.MonkeyPatch, user: str, lives: bool, left: bool
+) -> None:
+    at = lab(monkeypatch, agent(connected=False))
+    alive = answer("") if lives else answer("", 1, "kill: (4711): No such process\n")
+    with using(Ssh(answer("4711\n"), alive)) as ssh:
+        assert clock.leave_watch(at, replace(RECORD, user=user)) is left
+    assert cast(Ssh, ssh).commands[1:] == ([] if user == "root" else ["sh -c 'kill -0 4711'"])
+
+
+def test_a_shell_that_says_other_things_has_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = lab(monkeypatch, agent(connected=False))
+    with using(Ssh(answer("Welcome\n4711\n"))):
+        assert not clock.leave_watch(at, replace(RECORD, user="admin"))

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from poclab import probe, readiness
+from poclab.errors import PoclabError
 from poclab.model import Ready
 from poclab.ssh import LabFiles, LoginState
 from poclab.virt.host import Host
@@ -55,6 +56,20 @@ def test_behind_a_firewall_the_server_is_asked_all_the_same(
 ) -> None:
     looks = Looks(monkeypatch, reached=False)
     assert looks.wait(session=False, woke=True) == ["network", "banner"]
+
+
+def test_one_without_an_address_is_asked_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch, reached=True)
+
+    def nowhere(*_: object) -> None:
+        raise PoclabError("acme/web cannot be reached from here")
+
+    monkeypatch.setattr(readiness, "_endpoint", nowhere)
+    guest = SimpleNamespace(active=lambda: True, agent_connected=lambda: True)
+    host = cast(Host, SimpleNamespace(session=False, guest=lambda _: guest))
+    record = make.record("web", ready=Ready("agent", timeout=5))
+    readiness.wait(host, record, cast(LabFiles, None), woke=True)
+    assert looks.asked == []
 
 
 def test_in_a_session_it_is_qemu_that_would_answer(monkeypatch: pytest.MonkeyPatch) -> None:
