@@ -108,9 +108,10 @@ class BootcGuest:
             size: the bytes it has.
 
         Raises:
-            PoclabError: there is no room in /var, or no tar.
+            PoclabError: there is no room where it goes, or no tar.
         """
-        done = self._do("command -v tar >/dev/null || exit 127; df -Pk /var", _ASK)
+        where = CARRIED.parent
+        done = self._do(f"command -v tar >/dev/null || exit 127; df -Pk {where}", _ASK)
         if done.code == _NOT_THERE:
             raise PoclabError(
                 f"there is no tar in {self._path}",
@@ -125,7 +126,7 @@ class BootcGuest:
         if free < size:
             raise PoclabError(
                 f"there is no room in {self._path}",
-                why=f"/var has {free // 2**20} MiB left, the image {-(-size // 2**20)} MiB",
+                why=f"{where} has {free // 2**20} MiB left, the image {-(-size // 2**20)} MiB",
                 fix=f"make room there, or give it a larger `disk` and `poclab reset {self._path}`",
             )
 

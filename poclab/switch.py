@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 from poclab import container, events, lock, probe, readiness
 from poclab.bootcguest import CARRIED, BootcGuest
-from poclab.bootcstatus import Entry, Status, Transport
+from poclab.bootcstatus import Entry, Status
 from poclab.errors import PoclabError
 from poclab.find import find_vm
 from poclab.labhost import LabHost
-from poclab.model import Deployment, HistoryEntry, ObservedVm, Ref, State, Version
+from poclab.model import Deployment, HistoryEntry, ObservedVm, Ref, State, Transport, Version
 from poclab.names import check_tag
 from poclab.records import became_ready
 from poclab.units import MIB, format_seconds
@@ -185,18 +185,22 @@ class _Work:
             container.save_layout(name.name, layout)
             size = sum(path.stat().st_size for path in layout.rglob("*") if path.is_file())
             self._guest.check_room(size + _SPARE)
-            self._guest.carry(layout, name)
-        try:
+            with self._forgotten_if_that_fails():
+                self._guest.carry(layout, name)
+        with self._forgotten_if_that_fails():
             self._guest.switch(source.transport, source.reference)
-        except PoclabError:
-            self._forget_carried()
-            raise
 
-    def _forget_carried(self) -> None:
+    @contextmanager
+    def _forgotten_if_that_fails(self) -> Iterator[None]:
+        """Have the guest drop what was carried in, which may have filled its disk."""
         try:
-            self._guest.drop_carried()
-        except PoclabError as error:  # what went wrong first is what matters
-            events.debug(str(error))
+            yield
+        except PoclabError:
+            try:
+                self._guest.drop_carried()
+            except PoclabError as error:  # what went wrong first is what matters
+                events.debug(str(error))
+            raise
 
     def _there(self, version: Version, status: Status) -> Switched:
         """The guest runs it: an interrupted command came this far, or there is nothing to do."""

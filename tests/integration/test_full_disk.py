@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import filesystems, labs
+from tests.support import bootc_standin, filesystems, labs, shop
 from tests.support.hosts import Completed, Host
 from tests.support.labs import MIB, Vm
 
@@ -186,3 +186,21 @@ def test_a_manifest_cut_short_does_not_count(host: Host) -> None:
     host.poclab("image", "import", "tiny:v1", str(file), "--profile", "legacy")
     assert labs.leftovers(host) == []
     assert Path(path).name in files(host)
+
+
+def test_an_image_that_is_to_be_carried_into_a_guest() -> None:
+    with filesystems.session("tmpfs", "600m") as host:
+        bootc_standin.build(host, ("v1", "v3"))
+        vm = f"web: {{image: 'site:v1', {shop.DEFAULTS}}}"
+        host.poclab("up", str(host.write("site.yaml", f"name: site\nvms:\n  {vm}\n")))
+        there, switch = files(host), ("switch", "site/web", "--to", "v3", "--yes")
+        fill(host, MIB)
+        full(host.poclab(*switch, check=False))
+        assert files(host) == there
+        assert shop.ssh(host, "site/web", "ls /var/lib | grep poclab-switch || true") == ""
+        free(host)
+        host.poclab(*switch)
+        (row,) = labs.rows(host, "site")
+        assert (row["version"], row["in_place"]) == ("site:v1", "site:v3")
+        host.poclab("down", "site", "--yes")
+        assert labs.leftovers(host) == []

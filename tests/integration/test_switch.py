@@ -7,6 +7,7 @@ how much like bootc it is.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +103,22 @@ def test_what_cannot_be_done_touches_nothing(site: Site) -> None:
     imported = refused(site, "switch", site.vm, "--to", "disk")
     assert "it was imported" in imported
     assert "poclab reset VM --to disk" in imported
+
+
+def test_a_guest_that_fills_up_meanwhile_is_left_with_nothing(site: Site) -> None:
+    site.ssh("dd if=/dev/zero of=/var/fill bs=1M count=100 2>/dev/null")
+    said = refused(site, *site.switch)
+    needed = re.search(r"/var/lib has (\d+) MiB left, the image (\d+) MiB", said)
+    assert needed, said
+    # All but what is looked for goes; the rest as soon as something is carried in.
+    more = int(needed[2]) + 4 - int(needed[1])
+    site.ssh(f"dd if=/dev/null of=/var/fill bs=1M seek={100 - more} 2>/dev/null; sync")
+    fill = f"until [ -d {CARRIED} ]; do sleep 0.05; done; dd if=/dev/zero of=/var/rest bs=1M"
+    site.ssh(f"({fill}) </dev/null >/dev/null 2>&1 &")
+    said = refused(site, *site.switch)
+    site.ssh("rm /var/fill /var/rest")
+    assert re.search(f"(tar|bootc switch) failed in {site.vm}", said), said
+    assert f"it runs what it ran; see it there: poclab ssh {site.vm}" in said
 
 
 def test_a_guest_without_bootc_is_sent_to_reset(site: Site) -> None:
