@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -19,7 +20,10 @@ PROGRAM = """
 import os, signal, sys, time
 from poclab import events
 from poclab.cli import main
+from tests.support import kill
 
+if os.environ.get("POCLAB_TEST_READY"):
+    kill.all_are_ready()
 pid, wanted = int(sys.argv[1]), sys.argv[2]
 sys.argv = ["poclab", *sys.argv[3:]]
 
@@ -43,12 +47,14 @@ def host() -> Iterator[Host]:
         yield quick
 
 
-def without_daemon_at(host: Host, step: str, *args: str) -> Completed:
-    """Run poclab and end libvirtd at a step."""
+def without_daemon_at(host: Host, step: str, *args: str, ready: str = "") -> Completed:
+    """Run poclab and end libvirtd at a step; with `ready` every VM that runs counts as ready."""
     host.virsh("uri")
     (pid,) = host.daemons()
     python = host.place.installation.python
-    done = host.run(python, "-c", PROGRAM, str(pid), step, *args, check=False)
+    done = host.run(
+        python, "-c", PROGRAM, str(pid), step, *args, check=False, POCLAB_TEST_READY=ready
+    )
     assert pid not in host.daemons()
     return done
 
@@ -100,6 +106,65 @@ def test_between_two_steps_of_a_reset_and_its_undoing(host: Host) -> None:
         for name in host.poclab("parked", "ls", "-o", "name").stdout.split():
             host.poclab("parked", "drop", name, "--yes")
     host.poclab("down", "und", "--yes")
+
+
+def test_while_a_memory_is_kept_or_brought_back(host: Host) -> None:
+    web = Vm("web", kept=False, more="ready: {tcp: 22}, warm: true")
+    file = labs.lab_file(host, "mem", web)
+    reset = ("reset", "mem/web")
+
+    def run(*args: str) -> Completed:
+        done = host.count_steps(args, env={"POCLAB_TEST_READY": "1"}).result
+        if labs.robbed(done):
+            done = host.count_steps(args, env={"POCLAB_TEST_READY": "1"}).result
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run("up", file, "--no-warm")
+    for step in ("warm state", "capture", "live record", "restore", "resume"):
+        done = without_daemon_at(host, step, *reset, ready="1")
+        assert "Traceback" not in done.stderr
+        assert "poclab failed" not in done.stderr, done.stderr
+        if done.returncode:
+            assert "again" in done.stderr
+        domain = labs.look(host)["domains"]["mem.web"]
+        assert (domain["missing"], domain["lost"]) == ([], []), step
+        if done.returncode or "its memory is kept" not in done.stderr:
+            run(*reset)
+        (state,) = json.loads(host.poclab("warm", "ls", "-o", "json").stdout)
+        assert (state["vm"], state["in_use"]) == ("web", True)
+        assert "from its warm state" in run(*reset).stderr
+        assert labs.leftovers(host) == []
+        if step not in ("live record", "restore"):
+            host.poclab("warm", "drop", "mem/web")
+            run(*reset, "--no-warm")
+    host.poclab("down", "mem", "--yes", "--volumes")
+
+
+def test_while_a_mark_is_made(host: Host) -> None:
+    host.poclab("up", labs.lab_file(host, "mar", Vm("web", kept=False)))
+    (overlay,) = labs.look(host)["domains"]["mar.web"]["defined"][:1]
+    host.virsh("destroy", "mar.web")
+    labs.scribble(host, overlay, 7)
+    mark = ("mark", "mar", "start", "--commit")
+    for number, step in enumerate(("mark", "convert", "manifest", "define")):
+        done = without_daemon_at(host, step, *mark)
+        assert "Traceback" not in done.stderr
+        if done.returncode:
+            assert "again" in done.stderr
+            assert "poclab failed" not in done.stderr, done.stderr
+            host.poclab(*mark)
+        host.poclab("reset", "mar", "--to", "start", "--no-wait")
+        (row,) = labs.rows(host, "mar")
+        assert row["version"] == "tiny:start-web", number
+        host.poclab("unmark", "mar", "start")
+        host.poclab("reset", "mar", "--to", "v1", "--no-wait")
+        host.poclab("image", "rm", "tiny:start-web", "--yes")
+        host.virsh("destroy", "mar.web")
+        (overlay,) = labs.look(host)["domains"]["mar.web"]["defined"][:1]
+        labs.scribble(host, overlay, 8 + number)
+        assert labs.leftovers(host) == []
+    host.poclab("down", "mar", "--yes", "--volumes")
 
 
 def test_while_up_waits_for_a_guest(host: Host) -> None:

@@ -65,7 +65,8 @@ class Stopper:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _all_are_ready() -> None:
+def all_are_ready() -> None:
+    """Have every VM that runs count as ready, without a look at it."""
     from poclab import readiness
 
     vars(readiness)["glance"] = lambda _host, record, *_: True if record.ready else None
@@ -81,7 +82,7 @@ def main() -> None:
     from poclab.cli import main as program
 
     if os.environ.get("POCLAB_TEST_READY") == "1":
-        _all_are_ready()
+        all_are_ready()
     sys.argv = ["poclab", *arguments]
     with events.listening(Stopper(int(limit), how, Path(report))):
         program()
