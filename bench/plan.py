@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.measure import MeasurementError, Series, interleaved
-from poclab.model import Lab
-from poclab.plan import Observed
+from poclab.model import Lab, Observed
 from poclab.schema.lab import load_lab
 from tests.support.make import applied, observed, planned
 

@@ -21,8 +21,9 @@ def inside() -> bool:
 
 def again(arguments: Sequence[str]) -> int:
     """Run the program again as root in such namespaces; what needs a network comes before."""
-    from bench.reset import peers
+    from bench.reset import guests, peers
 
+    guests.prepare()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, hosts.system() as (root, _):
         settings = {_INSIDE: "1", results.FILE: os.environ[results.FILE]}
         settings |= peers.prepare(Path(directory))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +26,9 @@ NETWORK = "bench-peers"
 DIRECTORY = Path("/var/lib/libvirt/images/bench")
 # The firmware as one read-only file, without flash: libvirt makes internal snapshots of no other.
 ROM = Path("/usr/share/ovmf/OVMF.fd")
+# Each makes a container image; what it fetched stays in the checkout's .cache.
+_TINY = CHECKOUT / "images/shop/base"
+_SYSTEMD = CHECKOUT / "tests/support/debian_guest/build"
 _MAC = "52:54:00:77:00:{:02x}"
 _ADDRESS = "10.77.9.{}"
 
@@ -109,6 +110,12 @@ def virsh_xml(command: str, xml: str, *words: str) -> None:
         output(["virsh", "-q", command, *words, file.name])
 
 
+def prepare() -> None:
+    """Fetch what the images are made of, where there is a network; quick when that is there."""
+    for program in (_TINY, _SYSTEMD):
+        output([str(program)], timeout=1200)
+
+
 def build(kind: Kind, tag: str = "v1") -> None:
     """Build a version of the kind's image, which lets our key in."""
     with tempfile.TemporaryDirectory() as directory:
@@ -124,16 +131,14 @@ def build(kind: Kind, tag: str = "v1") -> None:
 
 
 def _tiny(where: Path) -> None:
-    cache = os.environ | {"POCLAB_CACHE": str(CHECKOUT / ".cache/shop-base")}
-    subprocess.run([CHECKOUT / "images/shop/base"], env=cache, capture_output=True, check=True)
+    output([str(_TINY)])
     shutil.copytree(CHECKOUT / "images/shop", where)
     text = (where / "Containerfile").read_text().replace("${VERSION}/", "v1/")
     (where / "Containerfile").write_text(text)
 
 
 def _systemd(where: Path) -> None:
-    builder = CHECKOUT / "tests/support/debian_guest/build"
-    subprocess.run([builder], capture_output=True, check=True)
+    output([str(_SYSTEMD)])
     where.mkdir()
     (where / "Containerfile").write_text(f"FROM {shop.DEBIAN}\n")
     (where / "image.yaml").write_text(
