@@ -11,20 +11,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 _API = "org.containers.bootc/v1"  # v1alpha1 has the same fields
 _LONGEST = 1024 * 1024  # characters; a real one has two thousand
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DEFAULT_TAG = ":latest"  # bootc adds it to some references and takes it from others
-
-
-class Transport(StrEnum):
-    """How a guest gets a container image; bootc's words."""
-
-    OCI = "oci"
-    REGISTRY = "registry"
 
 
 @dataclass(frozen=True)

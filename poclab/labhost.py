@@ -18,9 +18,8 @@ from poclab import config, credentials, events, inactive, lock, parked, probe
 from poclab.disk import is_blank
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases, now
-from poclab.model import Frozen, ObservedVm, VmRecord
+from poclab.model import Frozen, Observed, ObservedVm, VmRecord
 from poclab.parked import Lifetime, Lot, Parked
-from poclab.plan import Observed
 from poclab.records import Stamp, garbage, volumes
 from poclab.ssh import LabFiles
 from poclab.store import Store

@@ -6,7 +6,7 @@ times RFC 3339 in UTC.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -54,6 +54,13 @@ class Mode(StrEnum):
 
 
 # --- the lab as asked for ---------------------------------------------------------------
+
+
+class Transport(StrEnum):
+    """How a guest gets a container image; bootc's words."""
+
+    OCI = "oci"
+    REGISTRY = "registry"
 
 
 @dataclass(frozen=True)
@@ -457,3 +464,32 @@ class ObservedVm:
     def running(self) -> VmRecord:
         """What it runs: the live record if it runs, else the defined one."""
         return self.live or self.record
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the host shows.
+
+    Attributes:
+        session: qemu:///session or a system daemon.
+        vms: all VMs of all labs.
+        networks: all lab networks.
+        volumes: the pool's volumes.
+        foreign: names that are somebody else's.
+        port_free: whether nothing listens on a port of 127.0.0.1.
+        pool: the pool's directory.
+        kept: bytes that a guest sees of the kept data disks, by volume.
+    """
+
+    session: bool
+    vms: tuple[ObservedVm, ...]
+    networks: tuple[ObservedNetwork, ...]
+    volumes: frozenset[str]
+    foreign: Foreign = field(default_factory=Foreign)
+    port_free: Callable[[int], bool] = lambda _port: True
+    pool: str = ""
+    kept: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, lab: str) -> dict[str, ObservedVm]:
+        """The VMs of a lab, by name."""
+        return {vm.record.name: vm for vm in self.vms if vm.record.lab == lab}

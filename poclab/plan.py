@@ -7,19 +7,19 @@ reset to another version is left alone by `up`, while a changed image in the fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from poclab.addresses import assign
 from poclab.errors import Problems
 from poclab.model import (
-    Foreign,
     HostEntry,
     Lab,
     Network,
     NetworkRecord,
     NicRecord,
+    Observed,
     ObservedNetwork,
     ObservedVm,
     Ref,
@@ -122,35 +122,6 @@ class Plan:
     def of(self, *verbs: Verb) -> list[Action]:
         """The actions with one of these verbs."""
         return [action for action in self.actions if action.verb in verbs]
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What the host shows.
-
-    Attributes:
-        session: qemu:///session or a system daemon.
-        vms: all VMs of all labs.
-        networks: all lab networks.
-        volumes: the pool's volumes.
-        foreign: names that are somebody else's.
-        port_free: whether nothing listens on a port of 127.0.0.1.
-        pool: the pool's directory.
-        kept: bytes that a guest sees of the kept data disks, by volume.
-    """
-
-    session: bool
-    vms: tuple[ObservedVm, ...]
-    networks: tuple[ObservedNetwork, ...]
-    volumes: frozenset[str]
-    foreign: Foreign = field(default_factory=Foreign)
-    port_free: Callable[[int], bool] = lambda _port: True
-    pool: str = ""
-    kept: Mapping[str, int] = field(default_factory=dict)
-
-    def of(self, lab: str) -> dict[str, ObservedVm]:
-        """The VMs of a lab, by name."""
-        return {vm.record.name: vm for vm in self.vms if vm.record.lab == lab}
 
 
 def versions_needed(lab: Lab, observed: Observed) -> list[Ref]:

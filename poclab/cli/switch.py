@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from poclab import output
-from poclab.bootcstatus import Transport
 from poclab.cli import context
 from poclab.cli.context import OutputOption, YesOption
+from poclab.model import Transport
 from poclab.output import Format
 
 if TYPE_CHECKING:

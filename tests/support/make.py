@@ -18,6 +18,7 @@ from poclab.model import (
     NetworkRecord,
     Nic,
     NicRecord,
+    Observed,
     ObservedNetwork,
     ObservedVm,
     Origin,
@@ -28,7 +29,7 @@ from poclab.model import (
     Vm,
     VmRecord,
 )
-from poclab.plan import Observed, Plan, Verb, plan
+from poclab.plan import Plan, Verb, plan
 from poclab.records import Stamp, volumes
 from poclab.virt.design import data_volume, overlay_volume
 from tests.support import b3sum

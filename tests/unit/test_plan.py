@@ -20,6 +20,7 @@ from poclab.model import (
     Lab,
     Mode,
     Nic,
+    Observed,
     ObservedNetwork,
     Profile,
     Ready,
@@ -27,7 +28,7 @@ from poclab.model import (
     State,
     VmRecord,
 )
-from poclab.plan import Action, Observed, Plan, Verb, versions_needed
+from poclab.plan import Action, Plan, Verb, versions_needed
 from poclab.ports import first_port
 from poclab.records import Stamp
 from tests.support import make, strategies

@@ -15,9 +15,9 @@ import pytest
 
 from poclab import container, run
 from poclab.bootcguest import CARRIED, BootcGuest
-from poclab.bootcstatus import Entry, Transport
+from poclab.bootcstatus import Entry
 from poclab.errors import PoclabError
-from poclab.model import Deployment, Origin, Ref
+from poclab.model import Deployment, Origin, Ref, Transport
 from poclab.records import drift, remade
 from poclab.run import CommandFailed, Result, Runner
 from poclab.ssh import Target
