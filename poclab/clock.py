@@ -2,10 +2,10 @@
 
 The hardware clock is right, since QEMU takes it from the host; the guest's own goes on from when
 its memory was kept. Best it sets that itself: `leave_watch` starts a loop in it a moment before its
-memory is kept. The guest that goes on ends that loop after a minute, or sets its clock when the
-pause was long; the one that is brought back finds itself in it, sees that the hardware clock has
-jumped, and sets its own by it. So nobody waits for a login, or for an agent that sets the hardware
-clock as well: seconds of work for an emulated guest, just when it is wanted.
+memory is kept. The guest that goes on ends that loop after a minute or more, or sets its clock when
+the pause was long; the one that is brought back finds itself in it, sees that the hardware clock
+has jumped, and sets its own by it. So nobody waits for a login, or for an agent that sets the
+hardware clock as well: seconds of work for an emulated guest, just when it is wanted.
 
 Where that cannot be, the guest agent is asked, else a login does it.
 """
@@ -13,7 +13,6 @@ Where that cannot be, the guest agent is asked, else a login does it.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 from poclab import events, readiness, ssh
 from poclab.errors import PoclabError
@@ -23,8 +22,10 @@ from poclab.names import plain
 from poclab.run import Result, run
 
 _LOGIN = 15.0  # seconds for a login and a command
-# busybox and util-linux alike; a user who is not root needs sudo without a question.
-_SET = "{ hwclock -s 2>/dev/null || sudo -n hwclock -s; }"
+# What busybox and util-linux both have. QEMU's hardware clock is UTC for every guest that has it
+# (`virt.design`); busybox takes it for local time unless told or /etc/adjtime says so.
+_READ = "hwclock -r -u"
+_SET = "hwclock -s -u"
 # What has passed by the hardware clock against what has passed for the guest, in seconds: the same
 # but for the fractions, unless the guest stood still. The clock's file is the one of
 # Documentation/ABI/testing/sysfs-class-rtc in Linux; uptime is proc_uptime(5). Reading them starts
@@ -33,13 +34,14 @@ _LOOK = (
     "read -r rtc </sys/class/rtc/rtc0/since_epoch && read -r up _ </proc/uptime"
     " && apart=$((rtc - ${up%%.*}))"
 )
+# Reading the clock takes the rights that setting it does, and leaves the guest that goes on alone.
 _WATCH = f"""\
-{_SET} && {_LOOK} || exit 1
+become {_READ} >/dev/null && {_LOOK} || exit 1
 before=$apart left=300
 while [ $left -gt 0 ]; do
     sleep 0.2 || sleep 1
     {_LOOK} || exit
-    case $((apart - before)) in -1|0|1) ;; *) {_SET}; exit ;; esac
+    case $((apart - before)) in -1|0|1) ;; *) become {_SET} && exit ;; esac
     left=$((left - 1))
 done </dev/null >/dev/null 2>&1 &
 echo $!
@@ -54,10 +56,9 @@ def leave_watch(lab: LabHost, record: VmRecord) -> bool:
     """
     try:
         started = _run(lab, record, _WATCH)
-        # logind may end what a session leaves behind (KillUserProcesses in logind.conf(5)), but
-        # for root unless told to.
-        if record.user != "root":
-            _run(lab, record, f"kill -0 {int(started.stdout)}")
+        # What a login leaves behind may be ended with it: by KillUserProcesses in logind.conf(5),
+        # or with the service that each connection is where systemd listens.
+        _run(lab, record, f"become kill -0 {int(started.stdout)}")
     except (PoclabError, ValueError) as error:
         events.debug(f"{record.name} does not watch its clock: {error}")
         return False
@@ -66,27 +67,44 @@ def leave_watch(lab: LabHost, record: VmRecord) -> bool:
 
 def set_now(lab: LabHost, record: VmRecord) -> None:
     """Set the clock of a guest that was just brought back; a warning when that cannot be done."""
-    with suppress(PoclabError):
-        guest = lab.host.guest(record)
-        if guest.agent_connected():
-            guest.set_clock(time.time())
+    faults = []
+    for way in (_by_agent, _by_login):
+        try:
+            way(lab, record)
             return
-    try:
-        _run(lab, record, _SET)
-    except PoclabError as error:
-        why = plain(error.why or error.what)
-        events.warning(f"{record.name}: its clock stands at the time its memory was kept: {why}")
+        except PoclabError as error:
+            faults.append(plain(error.why or error.what))
+    why = "; ".join(faults)
+    events.warning(f"{record.name}: its clock stands at the time its memory was kept: {why}")
+
+
+def _by_agent(lab: LabHost, record: VmRecord) -> None:
+    guest = lab.host.guest(record)
+    if not guest.agent_connected():
+        raise PoclabError("no guest agent is connected")
+    guest.set_clock(time.time())
+
+
+def _by_login(lab: LabHost, record: VmRecord) -> None:
+    _run(lab, record, f"become {_SET}")
 
 
 def _run(lab: LabHost, record: VmRecord, command: str) -> Result:
-    """Run a command in a guest over SSH.
+    """Run a command in a guest over SSH; see `_script`.
 
     Raises:
         PoclabError: it cannot be done, or fails.
     """
     if record.ready is None or record.ready.kind != "ssh":
-        raise PoclabError("it has neither a guest agent nor SSH")
+        raise PoclabError("its lab file does not say that it is reached over SSH (`ready`)")
     target = readiness.target(lab.host, record, lab.files)
-    text = ["sh", "-c", command]  # whatever the user's shell is
-    words = ssh.argv(target, text, ["-n", "-T"], batch=True, connect_timeout=10)
+    script = _script(record.user, command)
+    words = ssh.argv(target, ["sh", "-c", script], ["-n", "-T"], batch=True, connect_timeout=10)
     return run(words, timeout=_LOGIN)
+
+
+def _script(user: str, command: str) -> str:
+    """A user's command, in which `become` has root do what follows."""
+    become = '"$@"' if user == "root" else 'sudo -n "$@"'
+    # Not every login that is given a command has the sbin directories.
+    return f"PATH=$PATH:/usr/sbin:/sbin; become() {{ {become}; }}; {command}"

@@ -112,8 +112,9 @@ def tcp_answers(host: str, port: int, timeout: float) -> bool:
 def reaches(host: str, timeout: float) -> bool:
     """Whether a host's network answers at all, without work for a program on it.
 
-    A connection to a port that nobody listens on is refused by the kernel. A firewall that drops
-    it instead makes a host that answers look like one that does not, never the other way round.
+    A connection to a port that nobody listens on is refused by the kernel. A firewall there that
+    drops or prohibits it makes a host that answers look like one that does not. One on this host
+    that refuses connections to its own VMs would make it look the other way round.
 
     Args:
         host: an address of a network that is up here.

@@ -59,17 +59,22 @@ def test_behind_a_firewall_the_server_is_asked_all_the_same(
 
 
 def test_one_without_an_address_is_asked_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = Looks(monkeypatch, reached=True)
-
     def nowhere(*_: object) -> None:
         raise PoclabError("acme/web cannot be reached from here")
 
     monkeypatch.setattr(readiness, "_endpoint", nowhere)
-    guest = SimpleNamespace(active=lambda: True, agent_connected=lambda: True)
+    host = cast(Host, SimpleNamespace(session=False))
+    assert not readiness._reached(host, RECORD)
+
+
+def test_the_agent_of_one_that_came_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch, reached=True)
+    connected = iter([False, True])
+    guest = SimpleNamespace(active=lambda: True, agent_connected=lambda: next(connected))
     host = cast(Host, SimpleNamespace(session=False, guest=lambda _: guest))
     record = make.record("web", ready=Ready("agent", timeout=5))
     readiness.wait(host, record, cast(LabFiles, None), woke=True)
-    assert looks.asked == []
+    assert (looks.asked, list(connected)) == ([], [])
 
 
 def test_in_a_session_it_is_qemu_that_would_answer(monkeypatch: pytest.MonkeyPatch) -> None:
