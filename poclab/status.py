@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from poclab import events
 from poclab.errors import PoclabError
-from poclab.model import ObservedVm, Ref, VmRecord
+from poclab.model import ObservedVm, Ref, State, VmRecord
 from poclab.readiness import glance
 from poclab.records import drift
 from poclab.store import Store
@@ -108,7 +108,9 @@ def _row(host: Host, vm: ObservedVm, stored: Mapping[Ref, str] | None, seen: boo
     pending = vm.active and running.overlay != vm.record.overlay
     state = f"{vm.state} (restart pending)" if pending else str(vm.state)
     # What counts as ready needs no restart to change; the ports to ask by are the running ones.
-    ready = _ready(host, replace(running, ready=vm.record.ready), seen) if vm.active else None
+    asked = replace(running, ready=vm.record.ready)
+    seen = seen and vm.state is State.RUNNING and asked.ready is not None
+    ready = (seen or glance(host, asked)) if vm.active else None
     return VmRow(
         lab=running.lab,
         vm=running.name,
@@ -124,10 +126,6 @@ def _row(host: Host, vm: ObservedVm, stored: Mapping[Ref, str] | None, seen: boo
         drift="; ".join(drift(vm, stored)),
         in_place="" if running.runs == running.version else str(running.runs),
     )
-
-
-def _ready(host: Host, record: VmRecord, seen: bool) -> bool | None:
-    return True if seen and record.ready else glance(host, record)
 
 
 def _written(pool: Pool, record: VmRecord) -> int | None:

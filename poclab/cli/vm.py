@@ -128,7 +128,8 @@ def rollback(
 def show_reset(host: Host, results: list[Reset], form: Format | None) -> None:
     """Print the status of VMs that were reset, if in a form, and raise what went wrong."""
     if form is not None:
-        ready = {item.path for item in results if not item.error}
+        # Of several VMs the first may have been ready minutes ago.
+        ready = {item.path for item in results if not item.error and len(results) == 1}
         context.show_vms(host, {item.path for item in results}, form, ready)
     errors = [item.error for item in results if item.error]
     for error in errors[:-1]:
