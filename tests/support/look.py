@@ -37,6 +37,9 @@ def domain(found: libvirt.virDomain) -> dict[str, Any]:
     root = fromstring(inactive)
     defined = disks(inactive)
     live = disks(found.XMLDesc(0)) if found.isActive() else []
+    # One that went off in between showed what it is defined as: an ended command's last request to
+    # libvirtd may still be under way.
+    live = live if found.isActive() else []
 
     def gone(paths: list[str]) -> list[str]:
         below = [backing(path) for path in paths if Path(path).exists()]
