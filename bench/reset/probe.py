@@ -32,8 +32,8 @@ class Guest:
     address: str
     key: Path
 
-    def argv(self, command: str) -> list[str]:
-        """How to run a command in it as root."""
+    def ssh(self, command: str, *, timeout: float = _LOGIN) -> int:
+        """Run a command in it as root; the exit status, 255 when it does not answer."""
         options = {
             "StrictHostKeyChecking": "no",
             "UserKnownHostsFile": "/dev/null",
@@ -44,14 +44,11 @@ class Guest:
             "LogLevel": "ERROR",
         }
         words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        login = ["-i", str(self.key), *words, "-l", "root", self.address]
-        return ["ssh", "-F", "none", "-n", *login, command]
-
-    def ssh(self, command: str, *, timeout: float = _LOGIN) -> int:
-        """Run a command in it as root; the exit status, 255 when it does not answer."""
-        argv = self.argv(command)
+        argv = ["ssh", "-F", "none", "-n", "-i", str(self.key), *words, "-l", "root", self.address]
         with suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(argv, capture_output=True, timeout=timeout, check=False)
+            done = subprocess.run(
+                [*argv, command], capture_output=True, timeout=timeout, check=False
+            )
             return done.returncode
         return 255
 

@@ -25,7 +25,6 @@ WARM = "poclab reset, warm"
 COLD_HAND = "by hand: virsh, qemu-img"
 WARM_HAND = "by hand: virsh restore"
 REVERT = "virsh snapshot-revert, with memory"
-REVERT_CLOCK = "virsh snapshot-revert, then the clock over SSH"
 
 
 def _peer(name: str) -> str:
@@ -128,7 +127,7 @@ def _by_libvirt(
             try:
                 revert.guest.wait(kind.boot)
                 revert.keep()
-                restoring |= {REVERT: revert, REVERT_CLOCK: revert.and_clock}
+                restoring[REVERT] = revert
             except MeasurementError as error:
                 faults[REVERT] = error.words
         cold.guest.wait(kind.boot)
@@ -180,9 +179,7 @@ def _bars(found: Mapping[str, Series]) -> Iterator[tuple[str, float | None]]:
     yield COLD_HAND, None
     yield WARM_HAND, 1.3
     yield COLD, 1 / 5
-    yield from (
-        (name, 1.0) for name in found if name in (REVERT, REVERT_CLOCK) or name.endswith(_peer(""))
-    )
+    yield from ((name, 1.0) for name in found if name == REVERT or name.endswith(_peer("")))
 
 
 def _seconds(value: float) -> str:

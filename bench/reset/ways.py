@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -116,12 +115,6 @@ class Snapshot:
         """Revert to it."""
         argv = ["virsh", "-q", "snapshot-revert", self.guest.domain, "clean"]
         return measured(argv, [self.guest], timeout=self._kind.boot)
-
-    def and_clock(self) -> Took:
-        """Revert to it, and set the guest's clock: what poclab's resets do as well."""
-        login = shlex.join(self.guest.argv("hwclock -s"))
-        revert = f"virsh -q snapshot-revert {self.guest.domain} clean && {login}"
-        return measured([_BASH, "-c", revert], [self.guest], timeout=self._kind.boot)
 
 
 def remove(domain: str) -> None:
