@@ -29,8 +29,6 @@ _SSH_FAILED = 255  # ssh(1): its own errors
 # A connection that is dead for a minute ends; else a copy to a guest that hangs would hang as well.
 _ALIVE = ("-T", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 _NOT_THERE = 127  # sh(1): no such command
-# Not every login that is given a command has it.
-_PATH = "PATH=$PATH:/usr/sbin:/sbin; "
 _BOOT_ID = re.compile(r"[0-9a-f-]{36}")  # proc_sys_kernel(5), random/boot_id
 
 
@@ -201,8 +199,7 @@ class BootcGuest:
     # --- logins ----------------------------------------------------------------------------
 
     def _argv(self, script: str, options: Sequence[str]) -> list[str]:
-        become = [] if self._target.user == "root" else ["sudo", "-n"]
-        words = [*become, "sh", "-c", _PATH + script]
+        words = ssh.as_root(self._target.user, script)
         return ssh.argv(self._target, words, options, batch=True, connect_timeout=int(_LOGIN))
 
     def _do(self, script: str, timeout: float) -> Result:

@@ -34,14 +34,14 @@ _LOOK = (
     "read -r rtc </sys/class/rtc/rtc0/since_epoch && read -r up _ </proc/uptime"
     " && apart=$((rtc - ${up%%.*}))"
 )
-# Reading the clock takes the rights that setting it does, and leaves the guest that goes on alone.
+# Reading the clock shows that it can be done, and leaves the guest that goes on alone.
 _WATCH = f"""\
-become {_READ} >/dev/null && {_LOOK} || exit 1
+{_READ} >/dev/null && {_LOOK} || exit 1
 before=$apart left=300
 while [ $left -gt 0 ]; do
     sleep 0.2 || sleep 1
     {_LOOK} || exit
-    case $((apart - before)) in -1|0|1) ;; *) become {_SET} && exit ;; esac
+    case $((apart - before)) in -1|0|1) ;; *) {_SET} && exit ;; esac
     left=$((left - 1))
 done </dev/null >/dev/null 2>&1 &
 echo $!
@@ -58,7 +58,7 @@ def leave_watch(lab: LabHost, record: VmRecord) -> bool:
         started = _run(lab, record, _WATCH)
         # What a login leaves behind may be ended with it: by KillUserProcesses in logind.conf(5),
         # or with the service that each connection is where systemd listens.
-        _run(lab, record, f"become kill -0 {int(started.stdout)}")
+        _run(lab, record, f"kill -0 {int(started.stdout)}")
     except (PoclabError, ValueError) as error:
         events.debug(f"{record.name} does not watch its clock: {error}")
         return False
@@ -86,11 +86,11 @@ def _by_agent(lab: LabHost, record: VmRecord) -> None:
 
 
 def _by_login(lab: LabHost, record: VmRecord) -> None:
-    _run(lab, record, f"become {_SET}")
+    _run(lab, record, _SET)
 
 
 def _run(lab: LabHost, record: VmRecord, command: str) -> Result:
-    """Run a command in a guest over SSH; see `_script`.
+    """Have root run a command in a guest over SSH.
 
     Raises:
         PoclabError: it cannot be done, or fails.
@@ -98,13 +98,7 @@ def _run(lab: LabHost, record: VmRecord, command: str) -> Result:
     if record.ready is None or record.ready.kind != "ssh":
         raise PoclabError("its lab file does not say that it is reached over SSH (`ready`)")
     target = readiness.target(lab.host, record, lab.files)
-    script = _script(record.user, command)
-    words = ssh.argv(target, ["sh", "-c", script], ["-n", "-T"], batch=True, connect_timeout=10)
-    return run(words, timeout=_LOGIN)
-
-
-def _script(user: str, command: str) -> str:
-    """A user's command, in which `become` has root do what follows."""
-    become = '"$@"' if user == "root" else 'sudo -n "$@"'
-    # Not every login that is given a command has the sbin directories.
-    return f"PATH=$PATH:/usr/sbin:/sbin; become() {{ {become}; }}; {command}"
+    words = ssh.as_root(record.user, command)
+    return run(
+        ssh.argv(target, words, ["-n", "-T"], batch=True, connect_timeout=10), timeout=_LOGIN
+    )

@@ -53,14 +53,14 @@ class Mode(StrEnum):
     ISOLATED = "isolated"
 
 
-# --- the lab as asked for ---------------------------------------------------------------
-
-
 class Transport(StrEnum):
     """How a guest gets a container image; bootc's words."""
 
     OCI = "oci"
     REGISTRY = "registry"
+
+
+# --- the lab as asked for ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -102,11 +102,7 @@ def tcp_answers(host: str, port: int, timeout: float) -> bool:
         port: the port.
         timeout: seconds to wait for it.
     """
-    try:
-        with socket.create_connection((host, port), timeout):
-            return True
-    except OSError:
-        return False
+    return _fault(host, port, timeout) is None
 
 
 def reaches(host: str, timeout: float) -> bool:
@@ -120,13 +116,17 @@ def reaches(host: str, timeout: float) -> bool:
         host: an address of a network that is up here.
         timeout: seconds to wait for it.
     """
+    fault = _fault(host, _UNUSED, timeout)
+    return fault is None or isinstance(fault, ConnectionRefusedError)
+
+
+def _fault(host: str, port: int, timeout: float) -> OSError | None:
+    """What keeps a TCP connection from being made, None when it is accepted."""
     try:
-        with socket.create_connection((host, _UNUSED), timeout):
-            return True
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
+        with socket.create_connection((host, port), timeout):
+            return None
+    except OSError as error:
+        return error
 
 
 def ssh_banner(host: str, port: int, timeout: float, patience: float = 0.0) -> bool:

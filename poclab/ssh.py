@@ -271,6 +271,16 @@ def argv(
     return words
 
 
+def as_root(user: str, script: str) -> tuple[str, ...]:
+    """The words that have root run shell text in a guest, whatever the user's shell is.
+
+    Another user than root goes through sudo, which must not ask.
+    """
+    become = () if user == "root" else ("sudo", "-n")
+    # Not every login that is given a command has the sbin directories.
+    return (*become, "sh", "-c", f"PATH=$PATH:/usr/sbin:/sbin; {script}")
+
+
 def login(target: Target, timeout: float) -> LoginState:
     """Try to log in.
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -90,7 +91,7 @@ class Host:
         """
         listed = {
             item.get("type")
-            for guest in self._capabilities().iterfind("guest")
+            for guest in self._capabilities.iterfind("guest")
             if guest.findtext("os_type") == "hvm"
             for item in guest.iterfind("arch[@name='x86_64']/domain")
         }
@@ -106,7 +107,7 @@ class Host:
         It is the label that libvirt's driver for ordinary ownership (`dac`) gives to processes
         (formatcaps.html, user and group in qemu.conf): `+UID:+GID`.
         """
-        for model in self._capabilities().iterfind("host/secmodel[model='dac']"):
+        for model in self._capabilities.iterfind("host/secmodel[model='dac']"):
             user, _, group = model.findtext("baselabel[@type='kvm']", "").partition(":")
             with contextlib.suppress(ValueError):
                 return int(user), int(group)
@@ -117,18 +118,16 @@ class Host:
         """What the memory of a guest depends on: QEMU, libvirt and the processor."""
         with libvirt_errors("libvirt does not tell its version"):
             versions = f"{self.conn.getVersion()} {self.conn.getLibVersion()}"
-        cpu = self._capabilities().find("host/cpu")
+        cpu = deepcopy(self._capabilities.find("host/cpu"))
         for counter in cpu.findall("counter") if cpu is not None else ():
             cpu.remove(counter)  # type: ignore[union-attr]  # the clock's rate is measured
         return f"{versions} {tostring(cpu, encoding='unicode') if cpu is not None else ''}"
 
-    def _capabilities(self) -> Element:
-        with libvirt_errors("libvirt does not tell the host's capabilities"):
-            return fromstring(self._capabilities_text)  # noqa: S314 - from libvirtd
-
     @cached_property
-    def _capabilities_text(self) -> str:
-        return str(self.conn.getCapabilities())  # libvirt takes milliseconds for it
+    def _capabilities(self) -> Element:
+        """The host's capabilities, asked for once: libvirt takes milliseconds for them."""
+        with libvirt_errors("libvirt does not tell the host's capabilities"):
+            return fromstring(self.conn.getCapabilities())  # noqa: S314 - from libvirtd
 
     # --- pool ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from poclab import clock, events, readiness
+from poclab import clock, events, readiness, ssh
 from poclab.errors import PoclabError
 from poclab.events import Event
 from poclab.labhost import LabHost
@@ -54,13 +54,14 @@ class Guest:
         self, shell: Sequence[str], user: str = "root", left: int = 300
     ) -> subprocess.Popen[bytes]:
         """Start it, as a login does."""
-        text = clock._script(user, clock._WATCH)
+        *become, _, _, text = ssh.as_root(user, clock._WATCH)
+        become = [str(self.root / word) if word == "sudo" else word for word in become]
         text = text.replace("/sys/class/rtc/rtc0/since_epoch", str(self.root / "rtc"))
         text = text.replace("/proc/uptime", str(self.root / "up")).replace("=300", f"={left}")
-        for name in ("hwclock", "sudo", "sleep"):  # busybox has some built in
+        for name in ("hwclock", "sleep"):  # busybox has some built in
             text = re.sub(rf"\b{name}\b", str(self.root / name), text)
         return subprocess.Popen(
-            [*shell, "-c", text],
+            [*become, *shell, "-c", text],
             stdout=subprocess.DEVNULL,
             env={"PATH": f"{self.root}:/usr/bin:/bin"},
             start_new_session=True,
@@ -212,18 +213,18 @@ def warnings(run: Callable[[], None]) -> list[str]:
 
 
 def test_the_agent_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    with using(Ssh()) as ssh:
+    with using(Ssh()) as runner:
         has = agent()
         assert warnings(lambda: clock.set_now(lab(monkeypatch, has), RECORD)) == []
     assert abs(has.asked[0] - time.time()) < 5
-    assert cast(Ssh, ssh).commands == []
+    assert cast(Ssh, runner).commands == []
 
 
 @pytest.mark.parametrize("has", [agent(connected=False), agent(broken=True)])
 def test_without_an_agent_a_login_sets_the_clock(monkeypatch: pytest.MonkeyPatch, has: Any) -> None:
-    with using(Ssh()) as ssh:
+    with using(Ssh()) as runner:
         assert warnings(lambda: clock.set_now(lab(monkeypatch, has), RECORD)) == []
-    assert ["hwclock -s" in text for text in cast(Ssh, ssh).commands] == [True]
+    assert ["hwclock -s" in text for text in cast(Ssh, runner).commands] == [True]
 
 
 def test_a_clock_that_nobody_can_set_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,9 +259,9 @@ def test_a_watch_that_ends_with_its_login_is_none(
 ) -> None:
     at = lab(monkeypatch, agent(connected=False))
     alive = answer("") if lives else answer("", 1, "kill: (4711): No such process\n")
-    with using(Ssh(answer("4711\n"), alive)) as ssh:
+    with using(Ssh(answer("4711\n"), alive)) as runner:
         assert clock.leave_watch(at, RECORD) is lives
-    assert "become kill -0 4711" in cast(Ssh, ssh).commands[1]
+    assert "kill -0 4711" in cast(Ssh, runner).commands[1]
 
 
 def test_a_shell_that_says_other_things_has_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
