@@ -58,9 +58,17 @@ def check_tag(text: str) -> str:
 
 
 def plain(text: str, limit: int = 400) -> str:
-    """A program's or a system's text as part of a line: in one line, no control characters, cut."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in line)[:limit]
+    """Make a program's or a system's text part of a line: one line, printable, cut to a length."""
+    return printable(" ".join(text.split()))[:limit]
+
+
+def printable(text: str) -> str:
+    """Make a text fit for a terminal, blanks kept: what is not printable becomes `?`.
+
+    That is what Python calls so (`str.isprintable`): control characters, escape sequences, marks
+    that turn the direction of writing, lone surrogates of bytes that are not UTF-8.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def shown(text: str, limit: int = 60) -> str:
