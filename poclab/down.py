@@ -12,8 +12,8 @@ from poclab.names import check_name
 from poclab.parked import Lot
 from poclab.parking import forget
 from poclab.schedule import run_in_order
-from poclab.virt.design import KEPT
 from poclab.virt.host import Host
+from poclab.volumes import Kind, of_lab
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def look(host: Host, lab: str) -> Downfall:
     there = host.vms()
     vms = tuple(vm.record.name for vm in there if vm.record.lab == lab)
     networks = tuple(net.record.name for net in host.networks() if net.record.lab == lab)
-    kept = tuple(name for name in host.pool.names() if name.startswith(f"{KEPT}{lab}."))
+    kept = tuple(map(str, of_lab(host.pool.names(), lab, Kind.DATA)))
     parked = tuple(x.name for x in Lot.of(host.pool, lab).kept(there) if x.lasting)
     return Downfall(lab, vms, networks, kept, parked)
 

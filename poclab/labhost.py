@@ -24,7 +24,6 @@ from poclab.records import Stamp, garbage, volumes
 from poclab.ssh import LabFiles
 from poclab.store import Store
 from poclab.virt.design import (
-    KEPT,
     data_volume,
     detour,
     detour_spec,
@@ -38,6 +37,7 @@ from poclab.virt.guest import Guest
 from poclab.virt.host import Host
 from poclab.virt.localpool import LocalPool
 from poclab.virt.xml import DomainSpec, domain_xml, network_xml
+from poclab.volumes import Kind, VolumeName, of_lab
 from poclab.warmstate import Shelf
 
 # Seconds that a guest with data to keep gets to shut down before a reset or `down` ends it.
@@ -174,7 +174,7 @@ class LabHost:
         foreign = self.host.foreign()
         self.host.pool.sweep()
         for old, new in self.host.pool.moves().items():
-            if old.split(".")[1] == self.lab:  # nobody is at it: the lab is locked
+            if VolumeName.parse(old).lab == self.lab:  # nobody is at it: the lab is locked
                 events.step("delete", volume=new)
                 self.host.pool.undo(old)
         shelf, lot = Shelf.of(self.host.pool, self.lab), Lot.of(self.host.pool, self.lab)
@@ -314,7 +314,7 @@ class LabHost:
         guest = self.host.guest(record)
         self._end(guest, record)
         for volume in sorted(volumes(record)):
-            if not volume.startswith(KEPT):
+            if VolumeName.parse(volume).kind is not Kind.DATA:
                 self.delete(volume)
         guest.remove()
         self.files.forget(record.name)
@@ -420,10 +420,9 @@ def observe(host: Host, lab: str) -> Observed:
     """What the host shows, of all labs; sizes of kept data disks of one."""
     names = frozenset(host.pool.names())
     kept: dict[str, int] = {}
-    for name in names:
-        if name.startswith(f"{KEPT}{lab}."):
-            with contextlib.suppress(PoclabError):  # damaged: QEMU has better words for it
-                kept[name] = host.pool.capacity(name)
+    for name in map(str, of_lab(names, lab, Kind.DATA)):
+        with contextlib.suppress(PoclabError):  # damaged: QEMU has better words for it
+            kept[name] = host.pool.capacity(name)
     return Observed(
         session=host.session,
         vms=tuple(host.vms()),

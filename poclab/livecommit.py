@@ -15,7 +15,7 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from poclab import disk, events
+from poclab import disk, events, volumes
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.manifest import base_volume
@@ -24,6 +24,7 @@ from poclab.records import entry
 from poclab.virt.blocks import Blocks
 from poclab.virt.design import next_mark, overlay_volume
 from poclab.virt.localpool import LocalPool
+from poclab.volumes import Kind
 
 
 def refuse_silent(lab: LabHost, vm: ObservedVm, *, quiesce: bool, otherwise: str) -> None:
@@ -150,8 +151,9 @@ def _settle(lab: LabHost, vm: ObservedVm) -> None:
         return
     own = pool.path(vm.record.overlay)
     directory, _, top = found.chain[0].rpartition("/")
-    prefix = overlay_volume(lab.lab, vm.record.name, "").removesuffix(".qcow2")
-    if directory != pool.directory or not top.startswith(prefix):
+    name = volumes.find(top)
+    ours = name and name.kind is Kind.OVERLAY and name.of(lab.lab, vm.record.name)
+    if directory != pool.directory or not ours:
         return  # nobody's business but who did it
     if vm.live and vm.live.overlay != vm.record.overlay:
         if found.chain[0] == own:

@@ -63,6 +63,15 @@ def plain(text: str, limit: int = 400) -> str:
     return "".join(c if c.isprintable() else "?" for c in line)[:limit]
 
 
+def stored(text: str, limit: int = 4096) -> str:
+    """A stranger's text as it may be kept in a record: printable, in one line, cut, valid UTF-8.
+
+    Escape sequences, line ends, bidirectional controls and bytes that are no UTF-8 would reach
+    every later listing. Text that has none of these stays as it is, blanks included.
+    """
+    return text if text.isprintable() and len(text) <= limit else plain(text, limit)
+
+
 def shown(text: str, limit: int = 60) -> str:
     """The text as it may be printed: quoted, control characters escaped, cut to a length."""
     if len(text) > limit:

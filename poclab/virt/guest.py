@@ -27,8 +27,6 @@ _STATES = {
     libvirt.VIR_DOMAIN_CRASHED: State.CRASHED,
     libvirt.VIR_DOMAIN_PMSUSPENDED: State.SUSPENDED,
 }
-# Beside the record, in the running domain only: it goes with the QEMU process, so it is true.
-_STARTED = "started"
 # The second: a domain that went off meanwhile has no running definition.
 _NO_METADATA = (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_OPERATION_INVALID)
 _ASK_AGAIN = 1.0  # seconds; a guest that still boots does not hear the first request
@@ -42,6 +40,8 @@ class Guest:
         self._conn = conn
         self._domain = domain
         self.name: str = domain.name()
+        # What is wrong with its metadata, as far as that was read; empty for nothing.
+        self.fault = ""
 
     @classmethod
     def of(cls, conn: libvirt.virConnect, domain: libvirt.virDomain) -> Guest | None:
@@ -81,6 +81,7 @@ class Guest:
             return metadata.vm_record(element)
         except ValueError as error:
             events.debug(f"domain {self.name}: {error}")
+            self.fault = str(error)
             return None
 
     def observe(self) -> ObservedVm | None:
@@ -97,9 +98,16 @@ class Guest:
                 self.uuid,
                 self.state(),
                 live=live or (record if active else None),
-                started=element.get(_STARTED) if element is not None else None,
+                started=self._started(element) if element is not None else None,
             )
         return None
+
+    def _started(self, element: Element) -> str | None:
+        try:
+            return metadata.started(element)
+        except ValueError as error:
+            self.fault = str(error)
+            return None
 
     def state(self) -> State:
         """The state, a stop by I/O error told apart."""
@@ -193,7 +201,7 @@ class Guest:
     def note_start(self, record: VmRecord, started: str) -> None:
         """Write into the running domain, and there alone, what it is and since when it runs."""
         element = metadata.vm_element(record)
-        element.set(_STARTED, started)
+        element.set(metadata.STARTED, started)
         self._set_metadata(element, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def capture(self, memory: str, disks: Mapping[str, str]) -> None:
@@ -259,8 +267,9 @@ class Guest:
         events.step("live record", domain=self.name)
         before = self._metadata(live=True)
         element = metadata.vm_element(record)
-        if before is not None and _STARTED in before.attrib:
-            element.set(_STARTED, before.attrib[_STARTED])
+        started = self._started(before) if before is not None else None
+        if started:
+            element.set(metadata.STARTED, started)
         self._set_metadata(element, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def resume(self) -> None:

@@ -46,6 +46,10 @@ class Host:
         with libvirt_errors("libvirt does not answer"):
             self.uri: str = conn.getURI()
         self._accel = accel
+        # Domains whose metadata `vms` last found damaged, and networks `networks` did: by name,
+        # with what is wrong.
+        self.damaged_domains: dict[str, str] = {}
+        self.damaged_networks: dict[str, str] = {}
 
     @property
     def session(self) -> bool:
@@ -143,10 +147,11 @@ class Host:
         found = LocalPool(pool, directory) if local else StreamPool(self.conn, pool, directory)
         names = found.names()
         if MARKER not in names:
+            names += found.strays()
             if names:
                 raise PoclabError(
                     f"the storage pool {POOL} is not poclab's",
-                    why=f"{directory} holds other volumes: {', '.join(names[:3])}",
+                    why=f"{directory} holds other volumes: {', '.join(map(shown, names[:3]))}",
                     fix="rename that pool: virsh pool-edit, or use another host",
                 )
             found.write(MARKER, b'{"format": 1}\n')
@@ -200,6 +205,8 @@ class Host:
         """All VMs, by lab and name."""
         ours, others = self._scan()
         found = [vm for guest in ours if (vm := guest.observe())]
+        all_ = (*ours, *others)
+        self.damaged_domains = {guest.name: guest.fault for guest in all_ if guest.fault}
         known = {guest.name for guest in ours}
         found += [
             ObservedVm(record, stood_in_for(guest.uuid), State.SHUTOFF)
@@ -219,15 +226,23 @@ class Host:
             networks = self.conn.listAllNetworks(0)
         ours: list[LabNetwork] = []
         others: list[str] = []
+        self.damaged_networks = {}
         for network in networks:
             with contextlib.suppress(libvirt.libvirtError):
-                element = metadata.find(network.XMLDesc(0), "network")
-                record = _network_record(element) if element is not None else None
+                record = self._network_record(network)
                 if record and record.libvirt_name == network.name():
                     ours.append(LabNetwork(self.conn, network, record))
                 else:
                     others.append(network.name())
         return sorted(ours, key=lambda item: item.record.libvirt_name), others
+
+    def _network_record(self, network: libvirt.virNetwork) -> NetworkRecord | None:
+        element = metadata.find(network.XMLDesc(0), "network")
+        try:
+            return None if element is None else metadata.network_record(element)
+        except ValueError as error:
+            self.damaged_networks[network.name()] = str(error)
+            return None
 
     def foreign(self) -> Foreign:
         """What is not poclab's, and the volumes that are in use and in no record.
@@ -350,12 +365,6 @@ def _stand_ins(others: Iterable[Guest]) -> Iterator[tuple[Guest, VmRecord]]:
                 record = guest.record()
         if record and guest.name == f"{record.domain}{STAND_IN}":
             yield guest, record
-
-
-def _network_record(element: object) -> NetworkRecord | None:
-    with contextlib.suppress(ValueError):
-        return metadata.network_record(element)  # type: ignore[arg-type]
-    return None
 
 
 def cpu_virtualizes(cpuinfo: str) -> bool:

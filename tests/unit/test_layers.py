@@ -20,7 +20,7 @@ PACKAGE = ROOT / "poclab"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("names", "units", "config", "events", "beside", "files", "run"),
-    ("model",),
+    ("shapes", "volumes", "model"),
     ("schema",),
     (
         "virt",
