@@ -13,13 +13,14 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import disk, events, livecommit, lock, readiness, warm
+from poclab import chain, disk, events, livecommit, lock, readiness, warm
 from poclab.errors import PoclabError
 from poclab.find import find_vm
 from poclab.images import collect
 from poclab.labhost import LabHost
 from poclab.manifest import base_volume, bases
 from poclab.model import ObservedVm, Origin, Ref, State, Version, VmRecord
+from poclab.qcow2_header import virtual_size
 from poclab.units import format_seconds
 from poclab.virt.host import Host
 from poclab.virt.localpool import LocalPool
@@ -163,6 +164,7 @@ class _Work:
         overlay = directory / record.overlay
         if not overlay.exists():
             return None
+        self._check_chain(directory)
         if (record.version, record.digest) == (version.ref, version.digest):
             before = directory / version.origin.inputs.get("overlay", record.overlay)
             if before != overlay and before.exists():
@@ -236,6 +238,7 @@ class _Work:
 
     def _publish(self, directory: Path) -> Version:
         record, wish = self._record, self._wish
+        self._check_chain(directory)
         overlay = directory / record.overlay
         inputs = {"version": str(record.version), "version_digest": record.digest}
         inputs |= livecommit.state_of(overlay)
@@ -253,13 +256,16 @@ class _Work:
             return self._store.publish(
                 wish.ref,
                 file,
-                virtual_size=disk.virtual_size(file),
+                virtual_size=virtual_size(file),
                 profile=record.profile,
                 origin=Origin("committed", record.path, inputs=inputs),
                 user=record.user,
                 labels={"message": wish.message} if wish.message else {},
                 parents=parents,
             )
+
+    def _check_chain(self, directory: Path) -> None:
+        chain.check(directory, chain.system_chain(self._record), self._record.path)
 
     def _alone(self) -> bool:
         """Whether the version is to stand alone: it was asked for, or the chain is long."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from poclab import config, credentials, events, inactive, lock, parked, probe
+from poclab import chain, config, credentials, events, inactive, lock, parked, probe
 from poclab.disk import is_blank
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases, now
@@ -165,8 +165,10 @@ class LabHost:
         pool = self.host.pool
         if not isinstance(pool, LocalPool):
             return False
-        volumes = (record.overlay, *(data_volume(record, disk) for disk in record.disks))
-        return all(is_blank(Path(pool.path(name))) for name in volumes)
+        chains = (chain.system_chain(record), *chain.data_chains(record))
+        for names in chains:
+            chain.check(Path(pool.directory), names, record.path)
+        return all(is_blank(Path(pool.path(names[0]))) for names in chains)
 
     def sweep(self) -> None:
         """Delete system disks and passing data disks of this lab that no VM stands on."""

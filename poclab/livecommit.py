@@ -15,11 +15,13 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
+from poclab import chain as chain_of_disks
 from poclab import disk, events, volumes
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.manifest import base_volume
 from poclab.model import ObservedVm, Version, VmRecord
+from poclab.qcow2_header import backing_file
 from poclab.records import entry
 from poclab.virt.blocks import Blocks
 from poclab.virt.design import next_mark, overlay_volume
@@ -180,6 +182,8 @@ def _between(lab: LabHost, vm: ObservedVm, top: str, *, busy: bool) -> None:
         blocks.merge(own)
     else:
         _refuse_far(lab, vm)
+        names = (Path(top).name, *chain_of_disks.system_chain(vm.record))
+        chain_of_disks.check(Path(top).parent, names, vm.record.path)
         events.step("merge", domain=vm.record.domain)
         disk.merge(Path(top))
         lab.define(vm.record, vm.uuid)
@@ -191,7 +195,7 @@ def _arrived(lab: LabHost, vm: ObservedVm, top: str, chain: tuple[str, ...]) -> 
         below = chain[1].rpartition("/")[2]
     else:
         _refuse_far(lab, vm)
-        below = Path(disk.backing_file(Path(chain[0]))).name
+        below = _below(lab, vm, top)
     made = [item for item in lab.store.versions() if base_volume(item.digest) == below]
     if not made:
         raise PoclabError(
@@ -200,7 +204,19 @@ def _arrived(lab: LabHost, vm: ObservedVm, top: str, chain: tuple[str, ...]) -> 
             fix=f"start it anew from a version: poclab reset {vm.record.path} --to TAG",
         )
     record = replace(_moved(lab, vm.record, made[-1]), overlay=top)
+    if isinstance(lab.host.pool, LocalPool):
+        directory = Path(lab.host.pool.directory)
+        chain_of_disks.check(directory, chain_of_disks.system_chain(record), record.path)
     _recorded(lab, vm, record, live=vm.active)
+
+
+def _below(lab: LabHost, vm: ObservedVm, top: str) -> str:
+    """The volume below a system disk, by its header; only the name, which is looked up."""
+    try:
+        named = backing_file(Path(lab.host.pool.path(top)))
+    except OSError as error:
+        raise PoclabError(f"{top} cannot be read", why=str(error.strerror)) from error
+    return Path(named).name or f"nothing: {vm.record.overlay} is gone"
 
 
 def _made_of(lab: LabHost, vm: ObservedVm) -> Version | None:

@@ -14,10 +14,10 @@ from shlex import quote
 from poclab import events, packing
 from poclab.bases import reading
 from poclab.digest import Digester
-from poclab.disk import Head, read_head
 from poclab.manifest import base_volume, manifest_volume
 from poclab.model import Ref, Version
 from poclab.names import plain
+from poclab.qcow2_header import Head, read_head
 from poclab.store import Store, Stored
 from poclab.units import KIB, MIB
 from poclab.virt.errors import GoneError

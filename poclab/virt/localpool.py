@@ -14,9 +14,10 @@ from pathlib import Path
 import libvirt
 
 from poclab import events, volumes
-from poclab.disk import create_empty, create_overlay, resize, virtual_size
+from poclab.disk import create_empty, create_overlay, resize
 from poclab.errors import PoclabError
 from poclab.files import sync
+from poclab.qcow2_header import virtual_size
 from poclab.virt.errors import GoneError
 from poclab.virt.moves import Moves
 from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned, disk_errors
