@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 
-from poclab import events, extents, lock, parking
+from poclab import damaged, events, extents, lock, parking
 from poclab.errors import PoclabError
 from poclab.images import Orphan, collect, orphans, used_volumes
 from poclab.labhost import LabHost
@@ -66,6 +66,7 @@ def look(host: Host, wish: Wish) -> list[Removal]:
     What is left of a lab that another command is at does not count: it may be just being made.
     """
     store = Store(host.pool, host.uri)
+    damaged.warn(host, damaged.find)
     with store.reading():
         waste = orphans(host)
         stale = parking.stale(host)

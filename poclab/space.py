@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from poclab import events, extents
+from poclab import damaged, events, extents
 from poclab import volumes as volume_names
 from poclab.extents import Tally
 from poclab.images import orphans
@@ -73,6 +73,7 @@ class Group:
 
 def space(host: Host) -> list[SpaceRow]:
     """What each version and each lab takes, what is garbage, and all in all."""
+    damaged.warn(host, damaged.find)
     versions = Store(host.pool, host.uri).versions()
     vms, names = host.vms(), [*host.pool.names(), *host.pool.strays()]
     garbage = [orphan.name for orphan in orphans(host)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from poclab import volumes
+from poclab import damaged, volumes
 from poclab.extents import tally
 from poclab.manifest import version_volumes
 from poclab.marks import Marks
@@ -48,6 +48,7 @@ class ImageRow:
 
 def image_rows(host: Host) -> list[ImageRow]:
     """All versions."""
+    damaged.warn(host, damaged.domains, damaged.versions, damaged.marks, damaged.parked)
     vms, marks = host.vms(), Marks.of(host.pool)
     parked = Lot.of(host.pool).kept(vms)
     versions = Store(host.pool, host.uri).versions()

@@ -39,28 +39,19 @@ _N = f"(?:{NAME_PATTERN.replace('(', '(?:')})"
 # since a record may hold any.
 _G = r"[0-9a-z]{1,32}(?:-[0-9a-z]{1,32})?"
 # The groups are fields of `VolumeName`.
-_PATTERNS: dict[str, re.Pattern[str]] = {
+# Compiled when they are first needed, which re remembers: a start that lists nothing pays nothing.
+_PATTERNS: dict[str, str] = {
     # BLAKE3 and SHA-256 both have 256 bits.
-    Kind.BASE: re.compile(r"base\.(?P<digest>[0-9a-f]{64})\.(?P<end>qcow2|qcow2\.zst)"),
-    Kind.MANIFEST: re.compile(
-        rf"manifest\.(?P<image>{_N})\.(?P<name>{TAG_PATTERN})\.(?P<end>json)"
-    ),
-    Kind.OVERLAY: re.compile(
-        rf"overlay\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>qcow2)"
-    ),
-    Kind.SCRATCH: re.compile(
-        rf"scratch\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<disk>{_N})\.(?P<generation>{_G})\.(?P<end>qcow2)"
-    ),
-    Kind.DATA: re.compile(rf"data\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<disk>{_N})\.(?P<end>qcow2)"),
-    Kind.WARM: re.compile(
-        rf"warm\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>json|ram)"
-    ),
-    Kind.MARK: re.compile(rf"mark\.(?P<lab>{_N})\.(?P<name>{TAG_PATTERN})\.(?P<end>json)"),
-    Kind.PARKED: re.compile(
-        rf"parked\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>json)"
-    ),
-    Kind.POOL: re.compile(r"poclab\.(?P<end>json)"),
-    Kind.STAGING: re.compile(r"tmp\.(?P<name>[A-Za-z0-9_.-]{1,128})"),
+    Kind.BASE: r"base\.(?P<digest>[0-9a-f]{64})\.(?P<end>qcow2|qcow2\.zst)",
+    Kind.MANIFEST: rf"manifest\.(?P<image>{_N})\.(?P<name>{TAG_PATTERN})\.(?P<end>json)",
+    Kind.OVERLAY: rf"overlay\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>qcow2)",
+    Kind.SCRATCH: rf"scratch\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<disk>{_N})\.(?P<generation>{_G})\.(?P<end>qcow2)",
+    Kind.DATA: rf"data\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<disk>{_N})\.(?P<end>qcow2)",
+    Kind.WARM: rf"warm\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>json|ram)",
+    Kind.MARK: rf"mark\.(?P<lab>{_N})\.(?P<name>{TAG_PATTERN})\.(?P<end>json)",
+    Kind.PARKED: rf"parked\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>json)",
+    Kind.POOL: r"poclab\.(?P<end>json)",
+    Kind.STAGING: r"tmp\.(?P<name>[A-Za-z0-9_.-]{1,128})",
 }
 _LONGEST = 255  # NAME_MAX of Linux's file systems, limits.h
 
@@ -110,7 +101,7 @@ class VolumeName:
             if first == Kind.MOVE and (moving := find(rest)) and moving.kind in DATA_DISKS:
                 return cls(Kind.MOVE, moving=moving)
             pattern = _PATTERNS.get(first)  # a StrEnum is equal to its text
-            if pattern and (match := pattern.fullmatch(text)):
+            if pattern and (match := re.fullmatch(pattern, text)):
                 parts: dict[str, Any] = match.groupdict()
                 return cls(Kind(first), **parts)
         raise ValueError(f"invalid volume name {shown(text)}")

@@ -86,9 +86,14 @@ class WarmState:
         return str(volumes.beside(self.disks[0].volume, Kind.WARM, "ram"))
 
     @property
+    def own(self) -> tuple[str, str]:
+        """Its manifest and its memory."""
+        return self.manifest, self.memory
+
+    @property
     def volumes(self) -> frozenset[str]:
         """All volumes it consists of."""
-        return frozenset({self.manifest, self.memory, *(item.volume for item in self.disks)})
+        return frozenset({*self.own, *(item.volume for item in self.disks)})
 
 
 def frozen_disks(record: VmRecord) -> tuple[Frozen, ...]:
@@ -185,7 +190,12 @@ class Unread:
     newer: bool = False
 
     @property
-    def volumes(self) -> tuple[str, str]:
+    def path(self) -> str:
+        """The VM it is about, as a user names it."""
+        return f"{self.name.lab}/{self.name.vm}"
+
+    @property
+    def own(self) -> tuple[str, str]:
         """Its manifest and its memory."""
         return str(self.name), str(replace(self.name, end="ram"))
 
@@ -193,7 +203,7 @@ class Unread:
         """Of the volumes there are, those that may be its own, by their names."""
         own = volumes.of_lab(names, self.name.lab, Kind.OVERLAY, Kind.SCRATCH)
         disks = (x for x in own if x.vm == self.name.vm and x.first == self.name.first)
-        return frozenset(names).intersection({*self.volumes, *map(str, disks)})
+        return frozenset(names).intersection({*self.own, *map(str, disks)})
 
 
 @dataclass(frozen=True)
@@ -239,8 +249,11 @@ class Shelf:
 
     def held(self, vms: Iterable[ObservedVm]) -> frozenset[str]:
         """The volumes of the states that are kept, and what may be of those that do not tell."""
+        vms = list(vms)
+        paths = {vm.record.path for vm in vms}
         kept = (state.volumes for state in self.kept(vms))
-        return frozenset[str]().union(*kept, *(item.held(self.names) for item in self.unread))
+        unclear = (item.held(self.names) for item in self.unread if item.path in paths)
+        return frozenset[str]().union(*kept, *unclear)
 
 
 def _load(pool: Volumes, name: VolumeName) -> WarmState | Unread | None:
