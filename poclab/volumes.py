@@ -37,19 +37,20 @@ class Kind(StrEnum):
 _N = f"(?:{NAME_PATTERN.replace('(', '(?:')})"
 # Hexadecimal today; what comes after `-` tells disks apart that share their data disks. Bounded,
 # since a record may hold any.
-_G = r"[0-9a-z]{1,32}(?:-[0-9a-z]{1,32})?"
+_G = r"(?P<generation>[0-9a-z]{1,32}(?:-[0-9a-z]{1,32})?)"
 # The groups are fields of `VolumeName`.
+_VM = rf"(?P<lab>{_N})\.(?P<vm>{_N})"
 # Compiled when they are first needed, which re remembers: a start that lists nothing pays nothing.
 _PATTERNS: dict[str, str] = {
     # BLAKE3 and SHA-256 both have 256 bits.
     Kind.BASE: r"base\.(?P<digest>[0-9a-f]{64})\.(?P<end>qcow2|qcow2\.zst)",
     Kind.MANIFEST: rf"manifest\.(?P<image>{_N})\.(?P<name>{TAG_PATTERN})\.(?P<end>json)",
-    Kind.OVERLAY: rf"overlay\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>qcow2)",
-    Kind.SCRATCH: rf"scratch\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<disk>{_N})\.(?P<generation>{_G})\.(?P<end>qcow2)",
-    Kind.DATA: rf"data\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<disk>{_N})\.(?P<end>qcow2)",
-    Kind.WARM: rf"warm\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>json|ram)",
+    Kind.OVERLAY: rf"overlay\.{_VM}\.{_G}\.(?P<end>qcow2)",
+    Kind.SCRATCH: rf"scratch\.{_VM}\.(?P<disk>{_N})\.{_G}\.(?P<end>qcow2)",
+    Kind.DATA: rf"data\.{_VM}\.(?P<disk>{_N})\.(?P<end>qcow2)",
+    Kind.WARM: rf"warm\.{_VM}\.{_G}\.(?P<end>json|ram)",
     Kind.MARK: rf"mark\.(?P<lab>{_N})\.(?P<name>{TAG_PATTERN})\.(?P<end>json)",
-    Kind.PARKED: rf"parked\.(?P<lab>{_N})\.(?P<vm>{_N})\.(?P<generation>{_G})\.(?P<end>json)",
+    Kind.PARKED: rf"parked\.{_VM}\.{_G}\.(?P<end>json)",
     Kind.POOL: r"poclab\.(?P<end>json)",
     Kind.STAGING: r"tmp\.(?P<name>[A-Za-z0-9_.-]{1,128})",
 }
