@@ -24,6 +24,7 @@ from poclab.qcow2_header import virtual_size
 from poclab.units import format_seconds
 from poclab.virt.host import Host
 from poclab.virt.localpool import LocalPool
+from poclab.volumes import find
 
 # Disks of a version, its own and all below it. QEMU opens each, and a read that finds nothing
 # goes through all of them.
@@ -166,8 +167,8 @@ class _Work:
             return None
         self._check_chain(directory)
         if (record.version, record.digest) == (version.ref, version.digest):
-            before = directory / version.origin.inputs.get("overlay", record.overlay)
-            if before != overlay and before.exists():
+            before = find(version.origin.inputs.get("overlay", ""))
+            if before and str(before) != record.overlay and (directory / str(before)).exists():
                 return version  # the VM is on it, and what it was on is still to go
             return version if not self._vm.active and disk.is_blank(overlay) else None
         if self._vm.active:

@@ -127,7 +127,7 @@ def _version(given: shapes.Fields) -> Version:
         profile=given("profile", shapes.one_of(Profile)),
         origin=given("origin", shapes.fields(_origin)),
         created=given("created", shapes.TIME),
-        user=given("user", shapes.text(), Version.user),
+        user=given("user", shapes.USER, Version.user),
         labels=given("labels", _TEXTS, {}),
         parents=given("parents", PARENTS, ()),
         protected=given("protected", shapes.flag, Version.protected),

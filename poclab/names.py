@@ -31,6 +31,11 @@ def is_tag(text: str) -> bool:
     return _TAG.fullmatch(text) is not None
 
 
+def is_user(text: str) -> bool:
+    """Whether the text can name the user to log in as: it becomes an argument of ssh."""
+    return text.isprintable() and 0 < len(text) <= 256 and not text.startswith("-")
+
+
 def check_name(kind: str, text: str) -> str:
     """Return the text when it is a name.
 

@@ -18,7 +18,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, TypeVar
 
-from poclab.names import is_name, is_tag, shown
+from poclab.names import is_name, is_tag, is_user, shown
 from poclab.units import TIB
 
 T = TypeVar("T")
@@ -294,6 +294,7 @@ def is_time(value: str) -> bool:
 
 NAME: Shape[str] = that(is_name, "a name", 40)
 TAG: Shape[str] = that(is_tag, "a tag", 128)
+USER: Shape[str] = that(is_user, "a user's name", 256)
 TIME: Shape[str] = that(is_time, "a time (RFC 3339, UTC)", 20)
 MAC: Shape[str] = text(17, _MAC, "a MAC address")
 DIGEST: Shape[str] = text(256, _DIGEST, "a digest")

@@ -150,7 +150,7 @@ def _vm(element: Element) -> VmRecord:
         memory=hardware("memory", _MEMORY),
         profile=hardware("profile", shapes.one_of(Profile)),
         tpm=hardware("tpm", shapes.yes, False),
-        user=login("user", _USER),
+        user=login("user", shapes.USER),
         ssh_key=login("key", shapes.line(), ""),
         nics=_all(element, "nic", _nic),
         disks=_all(element, "disk", _disk),
@@ -250,10 +250,6 @@ _CPUS = shapes.digits(shapes.whole(1, 4096))  # QEMU's largest machine has fewer
 _SECONDS = shapes.digits(shapes.whole(0, 10**9))
 _READY = shapes.text(5, re.compile("ssh|tcp|agent"), "ssh, tcp or agent")
 _START = shapes.text(4, re.compile("warm|cold|"), "warm or cold")
-# It becomes an argument of ssh and a line of tmpfiles.d.
-_USER = shapes.that(
-    lambda text: text.isprintable() and text[:1] not in ("", "-"), "a user's name", 256
-)
 
 
 def _root(element: Element, tag: str) -> Element:

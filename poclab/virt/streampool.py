@@ -15,6 +15,7 @@ import libvirt
 
 from poclab import config, events
 from poclab.errors import PoclabError
+from poclab.names import shown
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.moves import Moves, marker
 from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned
@@ -56,6 +57,15 @@ class StreamPool(Moves):
             # The flag puts the file's size where else its allocation is.
             physical = volume.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2]
             return VolumeStat(int(physical), int(volume.info()[2]))
+
+    def allocated(self, name: str) -> int:
+        """Bytes that a volume takes on the file system; of strays too, which are only listed.
+
+        Raises:
+            PoclabError: there is no such volume.
+        """
+        with libvirt_errors(f"volume {shown(name, 255)} is not there"):
+            return int(self._pool.storageVolLookupByName(name).info()[2])
 
     def read(self, name: str) -> bytes:
         """See `Pool`."""
