@@ -63,7 +63,7 @@ def say(names: Iterable[str]) -> None:
     if found:
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         named = ", ".join(found[:_NAMED])
-        events.warning(f"damaged and left out: {named}{more}; `poclab doctor` says what to do")
+        events.warning(f"damaged: {named}{more}; `poclab doctor` says what to do")
 
 
 def domains(host: Host) -> Iterator[Damaged]:

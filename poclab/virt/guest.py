@@ -43,15 +43,13 @@ class Guest:
         # What is wrong with its metadata, as far as that was read; empty for nothing.
         self.fault = ""
 
-    @classmethod
-    def of(cls, conn: libvirt.virConnect, domain: libvirt.virDomain) -> Guest | None:
-        """The domain as a guest, or None when it is not poclab's.
+    def is_vm(self) -> bool:
+        """Whether the domain is a VM of a lab.
 
         Identity is the metadata; a clone that carries another domain's metadata is not ours.
         """
-        guest = cls(conn, domain)
-        record = guest.record()
-        return guest if record and record.domain == guest.name else None
+        record = self.record()
+        return record is not None and record.domain == self.name
 
     @classmethod
     def define(cls, conn: libvirt.virConnect, xml: str, name: str) -> Guest:

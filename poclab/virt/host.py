@@ -151,7 +151,7 @@ class Host:
             if names:
                 raise PoclabError(
                     f"the storage pool {POOL} is not poclab's",
-                    why=f"{directory} holds other volumes: {', '.join(map(shown, names[:3]))}",
+                    why=f"{directory} holds other volumes: {', '.join(shown(name, 255) for name in names[:3])}",
                     fix="rename that pool: virsh pool-edit, or use another host",
                 )
             found.write(MARKER, b'{"format": 1}\n')
@@ -194,11 +194,8 @@ class Host:
         others: list[Guest] = []
         for domain in domains:
             with contextlib.suppress(GoneError):  # it went away meanwhile
-                guest = Guest.of(self.conn, domain)
-                if guest:
-                    ours.append(guest)
-                else:
-                    others.append(Guest(self.conn, domain))
+                guest = Guest(self.conn, domain)
+                (ours if guest.is_vm() else others).append(guest)
         return ours, others
 
     def vms(self) -> list[ObservedVm]:
