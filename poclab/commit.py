@@ -146,6 +146,7 @@ class _Work:
     def _refuse(self) -> None:
         self._store.refuse_existing(self._wish.ref)
         self._check_state()
+        self._check_chain()
 
     def _directory(self) -> Path:
         if not isinstance(self._host.pool, LocalPool):
@@ -165,7 +166,7 @@ class _Work:
         overlay = directory / record.overlay
         if not overlay.exists():
             return None
-        self._check_chain(directory)
+        self._check_chain()
         if (record.version, record.digest) == (version.ref, version.digest):
             before = find(version.origin.inputs.get("overlay", ""))
             if before and str(before) != record.overlay and (directory / str(before)).exists():
@@ -239,7 +240,7 @@ class _Work:
 
     def _publish(self, directory: Path) -> Version:
         record, wish = self._record, self._wish
-        self._check_chain(directory)
+        self._check_chain()
         overlay = directory / record.overlay
         inputs = {"version": str(record.version), "version_digest": record.digest}
         inputs |= livecommit.state_of(overlay)
@@ -265,8 +266,8 @@ class _Work:
                 parents=parents,
             )
 
-    def _check_chain(self, directory: Path) -> None:
-        chain.check(directory, chain.system_chain(self._record), self._record.path)
+    def _check_chain(self) -> None:
+        self._lab.check_chain(self._record, chain.system_chain(self._record))
 
     def _alone(self) -> bool:
         """Whether the version is to stand alone: it was asked for, or the chain is long."""

@@ -97,6 +97,8 @@ class LabHost:
         """Make a record's disks over those of a warm state; returns the record that says so."""
         disks = {disk.name: data_volume(record, disk) for disk in record.disks}
         for item in over:
+            below = () if item.disk else bases(record)
+            self.check_chain(record, (item.volume, *below))
             events.step("overlay", vm=record.name, disk=item.disk)
             name = disks[item.disk] if item.disk else record.overlay
             self.host.pool.overlay(name, item.volume, self.host.pool.capacity(item.volume))
@@ -137,6 +139,7 @@ class LabHost:
         """See that the system disk is as large as recorded; the VM must be off."""
         pool = self.host.pool
         if record.disk_size and pool.capacity(record.overlay) < record.disk_size:
+            self.check_chain(record, chain.system_chain(record))
             events.step("grow system disk", vm=record.name)
             pool.grow(record.overlay, record.disk_size)
 
@@ -157,8 +160,25 @@ class LabHost:
                 pool.blank(volume, disk.size)
                 continue
             if pool.capacity(volume) < disk.size:
+                below = (item.volume for item in record.frozen if item.disk == disk.name)
+                self.check_chain(record, (volume, *below))
                 events.step("grow data disk", vm=record.name, disk=disk.name)
                 pool.grow(volume, disk.size)
+
+    def check_chain(self, record: VmRecord, names: Sequence[str]) -> None:
+        """Check that disks name each other as recorded, before a program opens them all.
+
+        Where the pool is reached through libvirt alone nothing here opens them.
+
+        Args:
+            record: whose disks they are.
+            names: the volumes, the top first.
+
+        Raises:
+            PoclabError: one names something else.
+        """
+        if isinstance(self.host.pool, LocalPool):
+            chain.check(Path(self.host.pool.directory), names, record.path)
 
     def untouched(self, record: VmRecord) -> bool:
         """Whether nothing was ever written to a VM's disks, as far as can be seen; it is off."""
@@ -167,7 +187,7 @@ class LabHost:
             return False
         chains = (chain.system_chain(record), *chain.data_chains(record))
         for names in chains:
-            chain.check(Path(pool.directory), names, record.path)
+            self.check_chain(record, names)
         return all(is_blank(Path(pool.path(names[0]))) for names in chains)
 
     def sweep(self) -> None:

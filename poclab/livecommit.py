@@ -15,8 +15,8 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from poclab import chain as chain_of_disks
 from poclab import disk, events, volumes
+from poclab.chain import system_chain
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.manifest import base_volume
@@ -182,8 +182,7 @@ def _between(lab: LabHost, vm: ObservedVm, top: str, *, busy: bool) -> None:
         blocks.merge(own)
     else:
         _refuse_far(lab, vm)
-        names = (Path(top).name, *chain_of_disks.system_chain(vm.record))
-        chain_of_disks.check(Path(top).parent, names, vm.record.path)
+        lab.check_chain(vm.record, (Path(top).name, *system_chain(vm.record)))
         events.step("merge", domain=vm.record.domain)
         disk.merge(Path(top))
         lab.define(vm.record, vm.uuid)
@@ -204,9 +203,7 @@ def _arrived(lab: LabHost, vm: ObservedVm, top: str, chain: tuple[str, ...]) -> 
             fix=f"start it anew from a version: poclab reset {vm.record.path} --to TAG",
         )
     record = replace(_moved(lab, vm.record, made[-1]), overlay=top)
-    if isinstance(lab.host.pool, LocalPool):
-        directory = Path(lab.host.pool.directory)
-        chain_of_disks.check(directory, chain_of_disks.system_chain(record), record.path)
+    lab.check_chain(record, system_chain(record))
     _recorded(lab, vm, record, live=vm.active)
 
 

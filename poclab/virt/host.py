@@ -149,9 +149,10 @@ class Host:
         if MARKER not in names:
             names += found.strays()
             if names:
+                others = ", ".join(shown(name, 255) for name in names[:3])
                 raise PoclabError(
                     f"the storage pool {POOL} is not poclab's",
-                    why=f"{directory} holds other volumes: {', '.join(shown(name, 255) for name in names[:3])}",
+                    why=f"{directory} holds other volumes: {others}",
                     fix="rename that pool: virsh pool-edit, or use another host",
                 )
             found.write(MARKER, b'{"format": 1}\n')
