@@ -11,6 +11,7 @@ import libvirt
 
 from poclab import events
 from poclab.errors import PoclabError
+from poclab.manifest import NewerFormatError
 from poclab.model import ObservedVm, State, VmRecord
 from poclab.virt import metadata
 from poclab.virt.blocks import Blocks
@@ -79,7 +80,7 @@ class Guest:
             return metadata.vm_record(element)
         except ValueError as error:
             events.debug(f"domain {self.name}: {error}")
-            self.fault = str(error)
+            self.fault = "" if isinstance(error, NewerFormatError) else str(error)
             return None
 
     def observe(self) -> ObservedVm | None:

@@ -16,7 +16,7 @@ import libvirt
 
 from poclab import config, events
 from poclab.errors import PoclabError, UsageError
-from poclab.manifest import bases
+from poclab.manifest import NewerFormatError, bases
 from poclab.model import Foreign, NetworkRecord, ObservedVm, State, VmRecord
 from poclab.names import plain, shown
 from poclab.virt import metadata
@@ -238,6 +238,8 @@ class Host:
         element = metadata.find(network.XMLDesc(0), "network")
         try:
             return None if element is None else metadata.network_record(element)
+        except NewerFormatError:
+            return None
         except ValueError as error:
             self.damaged_networks[network.name()] = str(error)
             return None

@@ -44,6 +44,21 @@ class LocalPool(Moves):
         """
         return self._root / checked(name)
 
+    def _own(self, name: str) -> Path:
+        """The file of a volume for a program that would follow a link.
+
+        Raises:
+            PoclabError: it is a link, or the name is none that poclab gives.
+        """
+        path = self._file(name)
+        if path.is_symlink():
+            raise PoclabError(
+                f"volume {name} is a link to another file",
+                why="poclab makes no links, and reads and writes through none",
+                fix=f"remove it: rm {path}",
+            )
+        return path
+
     def _there(self, name: str) -> bool:
         return os.path.lexists(self._file(name))
 
@@ -113,7 +128,7 @@ class LocalPool(Moves):
     def overlay(self, name: str, base: str, size: int) -> None:
         """See `Pool`."""
         with disk_errors(name):
-            create_overlay(self._file(name), self._file(base), "qcow2", size)
+            create_overlay(self._file(name), self._own(base), "qcow2", size)
 
     def blank(self, name: str, size: int) -> None:
         """See `Pool`."""
@@ -128,7 +143,7 @@ class LocalPool(Moves):
     def grow(self, name: str, size: int) -> None:
         """See `Pool`."""
         with disk_errors(name):
-            resize(self._file(name), size)
+            resize(self._own(name), size)
 
     def rename(self, old: str, new: str) -> None:
         """See `Pool`."""
@@ -141,7 +156,7 @@ class LocalPool(Moves):
         return virtual_size(self._file(name))
 
     def _drop(self, name: str) -> None:
-        with disk_errors(name):
+        with disk_errors(name), contextlib.suppress(IsADirectoryError):  # nothing of poclab's
             self._file(name).unlink(missing_ok=True)
 
     def free(self) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from xml.etree.ElementTree import Element, SubElement, fromstring, register_namespace, tostring
 
 from poclab import shapes, volumes
+from poclab.manifest import NewerFormatError
 from poclab.model import (
     DataDisk,
     Deployment,
@@ -121,6 +122,7 @@ def vm_record(element: Element) -> VmRecord:
     """Read a VM's metadata element.
 
     Raises:
+        NewerFormatError: a newer program wrote it.
         ValueError: it is not one this program wrote (another format, a part missing or of
             another type or range, a disk that is not the VM's own and that must not be deleted
             with it).
@@ -255,9 +257,12 @@ _START = shapes.text(4, re.compile("warm|cold|"), "warm or cold")
 def _root(element: Element, tag: str) -> Element:
     """The element without namespaces, of the format that this program writes."""
     element = _bare(element)
-    if element.tag != tag or element.get("format") != FORMAT:
-        raise ValueError(f"metadata of another format: {shown(element.get('format', 'none'))}")
-    return element
+    form = element.get("format", "none")
+    if element.tag == tag and form == FORMAT:
+        return element
+    text = f"metadata of another format: {shown(form)}"
+    newer = element.tag == tag and re.fullmatch("[0-9]{1,9}", form) and int(form) > int(FORMAT)
+    raise NewerFormatError(text) if newer else ValueError(text)
 
 
 def _all(element: Element, tag: str, read: Callable[[shapes.Fields], T]) -> tuple[T, ...]:

@@ -170,7 +170,9 @@ class StreamPool(Moves):
 
     def _drop(self, name: str) -> None:
         try:
-            self._volume(name).delete(0)
+            volume = self._volume(name)
+            if volume.info()[0] != libvirt.VIR_STORAGE_VOL_DIR:  # that is nothing of poclab's
+                volume.delete(0)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
                 raise PoclabError(f"volume {name} cannot be deleted", why=str(error)) from error

@@ -170,6 +170,21 @@ def a_marker_that_names_another_disk_is_not_believed(pool: AnyPool) -> None:
 
 
 @check
+def a_directory_is_never_deleted(pool: AnyPool) -> None:
+    """Also one that is called like a volume, and no command ends by it."""
+    path = Path(pool.path(OVERLAY))
+    path.mkdir()
+    (path / "theirs").write_bytes(b"x")
+    try:
+        pool.refresh()
+        pool.delete(OVERLAY)
+        assert (path / "theirs").exists()
+    finally:
+        (path / "theirs").unlink()
+        path.rmdir()
+
+
+@check
 def no_link_is_followed(pool: AnyPool) -> None:
     """A manifest that is a link to another file is not read, nor is a FIFO waited for."""
     if not isinstance(pool, LocalPool):
@@ -182,6 +197,12 @@ def no_link_is_followed(pool: AnyPool) -> None:
         for path in (link, fifo):
             assert path.name not in pool.names()
             refused(partial(pool.read, path.name), "cannot be read")
+        disk = root / OVERLAY
+        disk.symlink_to(base(pool))
+        refused(lambda: pool.grow(OVERLAY, 64 * MIB), "is a link")
+        refused(lambda: pool.overlay("overlay.t.vm.3.qcow2", OVERLAY, 64 * MIB), "is a link")
+        refused(lambda: pool.capacity(OVERLAY), "cannot be read")
+        disk.unlink()
     finally:
         link.unlink()
         fifo.unlink()

@@ -211,6 +211,20 @@ def test_dropping_warm_states_takes_the_damaged_one_along(host: Host) -> None:
     assert damaged.find(host) == []
 
 
+def test_what_a_newer_poclab_defined_is_not_damaged(host: Host) -> None:
+    element = metadata.vm_element(make.record("vm2"))
+    element.set("format", "2")
+    define(host, "acme.vm2", element)
+    network = metadata.network_element(make.network_record())
+    network.set("format", "2")
+    host.conn.networkDefineXML(
+        f"<network><name>acme.lan</name><metadata>{tostring(network, encoding='unicode')}"
+        "</metadata></network>"
+    )
+    assert damaged.find(host) == []
+    assert "acme.vm2" in host.foreign().domains
+
+
 def test_strays_are_other_and_stop_nothing(host: Host) -> None:
     made = records.strays(Path(host.pool.directory))
     for command, read in READS.items():
