@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from poclab import lock, warm
+from poclab import damaged, lock, warm
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.names import check_name
@@ -69,6 +69,7 @@ def down(
         at.mend_domains()
         warm.mend(at)
         found = look(host, lab)
+        damaged.warn(host, damaged.domains_of([lab]))  # these stay, with their disks
         if not found.empty or (volumes and found.kept) or (parked and found.parked):
             if not confirm(found):
                 return None

@@ -225,6 +225,17 @@ def test_what_a_newer_poclab_defined_is_not_damaged(host: Host) -> None:
     assert "acme.vm2" in host.foreign().domains
 
 
+def test_down_says_what_it_cannot_take_down(host: Host, said: list[Event]) -> None:
+    WRITE["domain"](host)
+    host.pool.write("overlay.acme.vm2.00000001.qcow2", b"theirs")
+    host.conn.lookupByName("acme.vm1").undefine()  # the test driver knows no flags for that
+    down.down(host, "acme")
+    assert [vm.record.name for vm in host.vms()] == []
+    assert "acme.vm2" in host.foreign().domains
+    assert "overlay.acme.vm2.00000001.qcow2" in host.pool.names()
+    assert any("damaged: domain acme.vm2" in x.text for x in said if x.kind == "warning")
+
+
 def test_strays_are_other_and_stop_nothing(host: Host) -> None:
     made = records.strays(Path(host.pool.directory))
     for command, read in READS.items():
