@@ -61,13 +61,12 @@ class Moves(ABC):
         """Markers of renames that are not believed, and why."""
         found: dict[str, str] = {}
         for name, old in _markers(self._all()):
-            with suppress(GoneError):
-                try:
-                    self._target(old)
-                except (ValueError, PoclabError) as error:
-                    if isinstance(error, GoneError):
-                        raise
-                    found[name] = str(error)
+            try:
+                self._target(old)
+            except GoneError:  # another command's, which just got through
+                continue
+            except (ValueError, PoclabError) as error:
+                found[name] = str(error)
         return found
 
     def undo(self, old: str) -> None:
