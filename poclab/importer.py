@@ -121,7 +121,7 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
             file = stack.enter_context(sourcefile.opening(wish.source, shown(name, 200)))
             found = _look(file, name, wish)
             work = stack.enter_context(store.workdir())
-            if file.belongs_to_another:
+            if file.foreign:
                 found = _look(_private(file, work, stack), name, wish)
             _check_room(found, work)
         else:

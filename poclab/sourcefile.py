@@ -34,10 +34,12 @@ class Source:
     Attributes:
         window: the file.
         state: what changes when it is written to: place, size and times.
+        foreign: whether another user than root can write to it.
     """
 
     window: Window
     state: tuple[int, ...]
+    foreign: bool
 
     def check_unchanged(self) -> None:
         """Check that nobody wrote to the file since it was opened.
@@ -48,23 +50,19 @@ class Source:
         if _state(os.fstat(self.window.descriptor)) != self.state:
             raise _changed(self.window)
 
-    @property
-    def belongs_to_another(self) -> bool:
-        """Whether another user can write to the file; root may do so anyway."""
-        found = os.fstat(self.window.descriptor)
-        # The mode's group bits are the mask of an access control list too (acl(5)).
-        return found.st_uid not in _trusted() or bool(found.st_mode & 0o022)
-
 
 @contextmanager
 def opening(path: Path, name: str) -> Iterator[Source]:
-    """Open a regular file that nobody writes to.
+    """Open a regular file that nobody writes to, or that is to be copied.
 
     Raises:
         PoclabError: if it cannot be read, is no regular file, or is being written to.
     """
     with opened(path, name) as window:
-        yield Source(window, _settled(window))
+        found = os.fstat(window.descriptor)
+        foreign = _is_foreign(found)
+        # Of a foreign file a copy is used, which is whatever it was when it was copied.
+        yield Source(window, _state(found) if foreign else _settled(window), foreign)
 
 
 def copied(source: Source, target: Path, *, place: Path) -> None:
@@ -93,6 +91,11 @@ def copied(source: Source, target: Path, *, place: Path) -> None:
     finally:
         os.close(descriptor)
     source.check_unchanged()
+
+
+def _is_foreign(found: os.stat_result) -> bool:
+    # The mode's group bits are the mask of an access control list too (acl(5)).
+    return found.st_uid not in _trusted() or bool(found.st_mode & 0o022)
 
 
 def _trusted() -> set[int]:

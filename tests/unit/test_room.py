@@ -14,7 +14,6 @@ from poclab.room import Room
 from poclab.units import GIB, MIB, TIB
 from tests.support.disks import raw
 
-
 NO_ROOM = "there is no room for 'a[.]img'"
 
 
