@@ -44,8 +44,8 @@ def prepared(directory: Path, secret: Path) -> Path:
     """
     raw(directory / "raw")
     made(directory / "good", "qcow2", directory / "raw")
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", secret, "-F", "raw"]
-    subprocess.run([*argv, directory / "evil", "8M"], check=True, timeout=60)
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", str(secret), "-F", "raw"]
+    subprocess.run([*argv, str(directory / "evil"), "8M"], check=True, timeout=60)
     os.truncate(directory / "evil", (directory / "good").stat().st_size)
     (directory / "secret").write_text(str(secret))
     disk = directory / "disk"

@@ -1,4 +1,4 @@
-"""A file that is exchanged or rewritten while it is imported: what was checked is what is stored."""
+"""A file that is exchanged or rewritten while it is imported: what was checked is stored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_exchanged_at_every_moment(
         shutil.rmtree(pool.root)
         pool.root.mkdir()
         disk = prepared()
-        with events.listening(at(moment, lambda disk=disk: swap(disk))):
+        with events.listening(at(moment, partial(swap, disk))):
             ended.append(do(pool, disk))
     assert len(ended) > 5
     # Whoever writes into a disk of their own is told; a copy is not changed any more.

@@ -94,7 +94,7 @@ def test_takes_every_honest_qcow2(options: tuple[str, ...], tmp_path: Path) -> N
     qemu_img("convert", "-f", "raw", "-O", "qcow2", *options, source, path)
     if "refcount_bits=1" not in options:
         qemu_img("snapshot", "-c", "old", path)
-    argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 300k", "-c", "write -z 9M 1M", path]
+    argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 300k", "-c", "write -z 9M 1M", str(path)]
     subprocess.run(argv, check=True, capture_output=True, timeout=60)
     copy(path, inspect_file(path), tmp_path / "copy.qcow2")
     qemu_img("compare", "-f", "qcow2", "-F", "qcow2", path, tmp_path / "copy.qcow2")
