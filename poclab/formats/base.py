@@ -145,13 +145,17 @@ class Window:
             count: how many numbers.
             kind: an `array` type code: "I" (32 bits) or "Q" (64 bits).
             big: big-endian; otherwise little-endian.
+
+        Raises:
+            PoclabError: if it goes beyond the end.
         """
         width = array(kind).itemsize
         end = offset + count * width
         while offset < end:
             piece = array(kind)
-            data = self.read(offset, min(_CHUNK, end - offset))
-            if not data or len(data) % width:
+            size = min(_CHUNK, end - offset)
+            data = self.read(offset, size)
+            if len(data) < size:
                 raise self.refused("it is truncated: its tables lie beyond its end", AGAIN)
             piece.frombytes(data)
             if big == (sys.byteorder == "little"):

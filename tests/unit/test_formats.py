@@ -120,6 +120,20 @@ def test_a_table_in_a_hole_takes_no_time(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_a_table_cut_in_the_middle_of_an_entry(tmp_path: Path) -> None:
+    """Entries of 128 bits, and a file that ends after 64 of the last one."""
+    path = tmp_path / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", "extended_l2=on", path, "8M")
+    l2 = 4 * 65536
+    patched(path, 3 * 65536, struct.pack(">Q", l2))
+    for size in (8, 16, 24, 65528):
+        with path.open("ab") as file:
+            os.truncate(path, l2)
+            file.write(b"\1" * size)
+        with pytest.raises(PoclabError, match="truncated"):
+            inspect_file(path)
+
+
 def cut(kind: str, size: int) -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
         made(path, kind)

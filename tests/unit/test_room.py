@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from poclab import disk, qemuimg, room
 from poclab.errors import PoclabError
 from poclab.room import Room
 from poclab.units import GIB, MIB, TIB
+from poclab.virt.streampool import StreamPool
 from tests.support.disks import raw
 
 NO_ROOM = "there is no room for 'a[.]img'"
@@ -76,3 +78,13 @@ def test_a_conversion_ends_when_somebody_else_fills_the_disk(
     with pytest.raises(PoclabError, match=NO_ROOM):
         qemuimg.convert(["-f", "raw", str(source)], tmp_path / "b.qcow2", "'a.img'")
     assert [path.name for path in tmp_path.iterdir()] == ["a.img"]
+
+
+def test_a_pool_behind_libvirt_keeps_its_reserve_too() -> None:
+    pool = StreamPool.__new__(StreamPool)
+    pool.directory = "/pool"
+    pool._pool = SimpleNamespace(info=lambda: [2, 100 * GIB, 98 * GIB, 2 * GIB])
+    pool._check_room(GIB)
+    with pytest.raises(PoclabError, match="there is no room for a disk of 1 GiB") as error:
+        pool._check_room(GIB + 1)
+    assert "/pool has 2 GiB free" in error.value.why
