@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "bootcguest",
         "probe",
         "lock",
+        "lockdir",
         "credentials",
     ),
     ("addresses", "ports", "records", "plan"),
