@@ -74,6 +74,7 @@ class Runner:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         limits: Mapping[int, int] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> Result:
         """Run a command to its end and capture what it prints.
 
@@ -85,6 +86,7 @@ class Runner:
             env: variables added to the environment.
             cwd: the directory it runs in.
             limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
+            pass_fds: descriptors that the child has by the same numbers.
 
         Raises:
             PoclabError: the program is missing, or timed out.
@@ -104,6 +106,7 @@ class Runner:
                 cwd=cwd,
                 check=False,
                 preexec_fn=_limiter(limits),
+                pass_fds=tuple(pass_fds),
             )
         except FileNotFoundError as error:
             raise _missing(argv[0]) from error

@@ -100,6 +100,8 @@ def options(
 
 def run() -> NoReturn:
     """Run the program and exit: 0 done, 1 failed, 2 usage or lab file, 130 interrupted."""
+    # Disks, keys, logs: all that poclab and its processes write is for this user only.
+    os.umask(0o077)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = _run()

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "parked",
         "store",
         "disk",
+        "qcow2file",
         "formats",
         "digest",
         "iso9660",
