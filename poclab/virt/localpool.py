@@ -107,7 +107,11 @@ class LocalPool(Moves):
                 file.unlink()
                 return
             sync(file)
-            close_base(file, self._readers())
+            fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                close_base(fd, self._readers())
+            finally:
+                os.close(fd)
             self._publish(file, name)
 
     def overlay(self, name: str, base: str, size: int) -> None:
@@ -182,20 +186,16 @@ class LocalPool(Moves):
         sync(self._root)
 
 
-def close_base(file: Path, readers: int | None) -> None:
-    """Give a base its group and mode: nobody writes to it, and QEMU alone reads it.
+def close_base(fd: int, readers: int | None) -> None:
+    """Give a base its group and mode: nobody writes to it, and only QEMU reads it.
 
     Args:
-        file: a file of this process's own.
+        fd: the file.
         readers: the ID of QEMU's group, or None where QEMU runs as the owner.
 
     Raises:
         OSError: if they cannot be set.
     """
-    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if readers is not None:
-            os.fchown(fd, -1, readers)
-        os.fchmod(fd, OWN_BASE_MODE if readers is None else BASE_MODE)
-    finally:
-        os.close(fd)
+    if readers is not None:
+        os.fchown(fd, -1, readers)
+    os.fchmod(fd, OWN_BASE_MODE if readers is None else BASE_MODE)

@@ -7,6 +7,7 @@ that everybody can look into. `nobody` then tries to read each file.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tempfile
@@ -24,7 +25,7 @@ from tests.support.hosts import Host
 
 FILE = """\
 name: acme
-defaults: {cpus: 1, memory: 32MiB, warm: true}
+defaults: {cpus: 1, memory: 32MiB}
 vms:
   a: {image: 'tiny:v1', disks: [{name: data, size: 1MiB, keep: true}]}
 """
@@ -120,7 +121,10 @@ def _open_directory(host: Host) -> Iterator[Path]:
         subprocess.run([*as_root(), "rm", "-rf", str(top)], check=True)
 
 
-@pytest.fixture(scope="module", params=["session", "session-open", "root", "member", "member-open"])
+WORLDS = ["session", "session-open", "root", "member", "member-open"]
+
+
+@pytest.fixture(scope="module")
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     who, _, opened = str(request.param).partition("-")
     with hosts.session() if who == "session" else _system(who) as host:
@@ -159,6 +163,7 @@ def _readable(world: World) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("world", WORLDS, indirect=True, scope="module")
 def test_nobody_else_can_read_what_a_full_run_leaves(world: World) -> None:
     host = world.host
     said: list[str] = []
@@ -196,3 +201,60 @@ def test_nobody_else_can_read_what_a_full_run_leaves(world: World) -> None:
     names = re.compile(r"run: .*/(base|overlay|data|mark|parked|manifest)\.\S+")
     told = [line for line in "".join(said).splitlines() if names.search(line)]
     assert [line for line in told if " convert " not in line or " -B " not in line] == []
+
+
+@pytest.mark.parametrize("world", ["session-open", "root", "member"], indirect=True, scope="module")
+def test_an_older_pool_is_found_and_closed(world: World) -> None:
+    """As earlier versions left it; with what a neighbour could have put there while it was open."""
+    host = world.host
+    lab = str(host.write("old.yaml", FILE.replace("acme", "old").replace("tiny:v1", "tiny:v2")))
+    world.poclab("up", lab, "--yes")
+    victim, second = "/var/tmp/poclab-victim", f"{world.directory}/overlay.old.b.00000000.qcow2"
+    script = f"""
+        cd {world.directory} && chmod 0644 ./*.json ./overlay.* ./data.* && chmod 0444 ./base.*
+        chmod 0755 . && echo precious > {victim} && chmod 0644 {victim}
+        ln -s {victim} overlay.old.a.00000000.qcow2
+        ln poclab.json {second}
+        mkfifo -m 0666 base.pipe.qcow2
+    """
+    owner = world.volumes()["poclab.json"].owner
+    world.as_root("sh", "-c", script)
+    try:
+        assert world.as_nobody("cat", f"{world.directory}/poclab.json").returncode == 0
+        found = _check(world)
+        assert found["result"] == "note"
+        assert " are open to other users, e.g. . (mode 0755): run `" in found["help"]
+        done = host.poclab("doctor", "--fix", check=False)
+        if world.who == "member":
+            assert done.stderr.splitlines()[0].startswith("error: cannot change permissions in ")
+            assert "fix: run `sudo poclab doctor --fix`" in done.stderr
+            by_root = (host.place.installation.python, "-m", "poclab", "-c", host.uri)
+            path = f"PYTHONPATH={host.place.installation.path}"
+            world.as_root("env", path, *by_root, "doctor", "--fix")
+        else:
+            assert f"closed {world.directory} to other users" in done.stderr
+            assert re.search("closed base.* to other users", done.stderr)
+        assert world.as_root("cat", victim) == "precious\n"
+        assert world.as_root("stat", "-c", "%a", victim) == "644\n"
+        world.as_root("rm", second, f"{world.directory}/overlay.old.a.00000000.qcow2")
+        world.as_root("rm", f"{world.directory}/base.pipe.qcow2")
+        # A file with a second name may be somebody else's, and was left.
+        assert _wrong(world, world.volumes()) == [f"poclab.json: 0644 {owner}"]
+        world.as_root("chmod", "0600", f"{world.directory}/poclab.json")
+        assert _wrong(world, world.volumes()) == []
+        assert _readable(world) == []
+        assert _check(world)["result"] == "ok"
+        # What runs was not disturbed, and what is off starts.
+        assert host.virsh("domstate", "old.a").strip() == "running"
+        host.virsh("destroy", "old.a")
+        world.poclab("up", lab, "--yes")
+        assert _wrong(world, world.volumes()) == []
+    finally:
+        world.poclab("down", "old", "--yes", "--volumes")
+        world.as_root("rm", "-f", victim)
+
+
+def _check(world: World) -> dict[str, str]:
+    done = world.host.poclab("doctor", "-o", "json", check=False)
+    (row,) = [row for row in json.loads(done.stdout) if row["check"] == "permissions"]
+    return dict(row)

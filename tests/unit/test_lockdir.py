@@ -233,3 +233,13 @@ def test_it_is_installed_for_every_boot(machine: Machine) -> None:
     assert text.splitlines()[-1] == "d /run/poclab 2770 root libvirt -"
     assert machine.python(machine.root, INSTALL).stdout == "[]\n"
     assert machine.take(machine.member) == ""
+
+
+def test_doctor_installs_it_without_libvirt(machine: Machine) -> None:
+    poclab = (machine.root.installation.python, "-m", "poclab")
+    done = machine.run(machine.root, *poclab, "doctor", "--fix")
+    assert done.stderr.splitlines() == [f"made {SHARED}", "wrote /etc/tmpfiles.d/poclab.conf"]
+    assert machine.access() == f"0:{GID} 2770 directory"
+    assert machine.take(machine.member) == ""
+    done = machine.run(machine.root, *poclab, "doctor", "--fix")
+    assert done.stderr == "nothing to repair\n"
