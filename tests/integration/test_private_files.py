@@ -203,6 +203,27 @@ def test_nobody_else_can_read_what_a_full_run_leaves(world: World) -> None:
     assert [line for line in told if " convert " not in line or " -B " not in line] == []
 
 
+@pytest.mark.parametrize("world", ["session", "root"], indirect=True, scope="module")
+def test_down_deletes_the_rotated_parts_of_a_console_log(world: World) -> None:
+    """virtlogd calls them NAME.0, NAME.1 and so on; nothing of another name goes with them."""
+    lab = str(world.host.write("acme.yaml", FILE.replace("tiny:v1", "tiny:v2")))
+    world.poclab("up", lab, "--yes")
+    xml = fromstring(world.host.virsh("dumpxml", "acme.a"))
+    log = xml.find("devices/serial/log")
+    assert log is not None
+    path = log.get("file", "")
+    parts = [f"{path}{end}" for end in (".0", ".1", ".12")]
+    others = [f"{path}{end}" for end in (".0.gz", ".x", ".", "0", ".-1")]
+    others.append(path.replace("acme.a.", "acme.ab.") + ".0")
+    world.as_root("touch", *parts, *others)
+    owner = f"{world.host.account.uid}:{world.host.account.gid}"
+    world.as_root("chown", owner, *parts, *others)
+    world.poclab("down", "acme", "--yes", "--volumes")
+    left = world.as_root("find", str(Path(path).parent), "-type", "f").splitlines()
+    assert not {path, *parts} & set(left)
+    assert set(others) <= set(left)
+
+
 @pytest.mark.parametrize("world", ["session-open", "root", "member"], indirect=True, scope="module")
 def test_an_older_pool_is_found_and_closed(world: World) -> None:
     """As earlier versions left it; with what a neighbour could have put there while it was open."""
