@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from poclab import __version__, output
+from poclab import __version__, files, output
 from poclab.cli import (
     context,
     doctor,
@@ -100,8 +100,7 @@ def options(
 
 def run() -> NoReturn:
     """Run the program and exit: 0 done, 1 failed, 2 usage or lab file, 130 interrupted."""
-    # Disks, keys, logs: all that poclab and its processes write is for this user only.
-    os.umask(0o077)
+    files.write_privately()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = _run()
