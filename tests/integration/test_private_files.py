@@ -279,3 +279,29 @@ def _check(world: World) -> dict[str, str]:
     done = world.host.poclab("doctor", "-o", "json", check=False)
     (row,) = [row for row in json.loads(done.stdout) if row["check"] == "permissions"]
     return dict(row)
+
+
+def test_a_first_command_that_is_killed_leaves_no_open_pool(session_host: Host) -> None:
+    """The next one closes the directory, whatever the step was that the first died at."""
+    host = session_host
+
+    def directory(number: int) -> tuple[Path, dict[str, str]]:
+        for command in ("pool-destroy", "pool-undefine"):
+            host.virsh(command, "poclab", check=False)
+        path = host.scratch / f"pool{number}"
+        path.mkdir()
+        path.chmod(0o755)
+        return host.give(path), {"POCLAB_POOL_DIR": str(path)}
+
+    _, env = directory(0)
+    steps = host.count_steps(["image", "ls"], env=env).steps
+    assert len(steps) >= 2, steps
+    for number in range(1, len(steps) + 1):
+        path, env = directory(number)
+        assert host.stop_at(["image", "ls"], number, env=env).reached
+        host.poclab("image", "ls", POCLAB_POOL_DIR=str(path))
+        assert path.stat().st_mode & 0o777 == 0o700
+        assert [x.name for x in path.iterdir()] == ["poclab.json"]
+        assert "running" in host.virsh("pool-info", "poclab")
+    for command in ("pool-destroy", "pool-undefine"):
+        host.virsh(command, "poclab")
