@@ -13,11 +13,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from poclab import qemuimg
+from poclab import qcow2file, qemuimg
 from poclab.errors import PoclabError
 from poclab.inspection import CHECK_LIMITS, refuse_damaged
 from poclab.names import shown
-from poclab.qcow2_header import backing_file
+from poclab.qcow2_header import backing_file, virtual_size
 from poclab.qemuimg import HOURS as _HOURS
 from poclab.qemuimg import plain as _plain
 from poclab.qemuimg import reason as _reason
@@ -107,21 +107,22 @@ def copy_layer(source: Path, base: Path, target: Path) -> None:
         if below != base:
             # With -B convert takes the topmost file alone (img_convert() in qemu-img.c), whatever
             # is named: what lies between comes by comparing.
-            _rebase(target, _plain(base))
+            _rebase(target, base)
         check(target)
-        _rebase(target, base.name, "-u")  # the name alone: the content is the same
+        with target.open("r+b", buffering=0) as file:
+            qcow2file.rename_backing(file.fileno(), base.name)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-def _rebase(path: Path, backing: str, *options: str) -> None:
-    argv = ["qemu-img", "rebase", *options, "-f", "qcow2", "-F", "qcow2", "-b", backing]
+def _rebase(path: Path, backing: Path) -> None:
+    argv = ["qemu-img", "rebase", "-f", "qcow2", "-F", "qcow2", "-b", _plain(backing)]
     try:
         runner().run([*argv, _plain(path)], timeout=_HOURS)
     except CommandFailed as error:
         raise PoclabError(
-            f"{shown(path.name, 200)} cannot be put on {shown(backing, 200)}",
+            f"{shown(path.name, 200)} cannot be put on {shown(backing.name, 200)}",
             why=_reason(error.result.last_line),
             fix=_room(path, error.result.last_line),
         ) from error
@@ -135,9 +136,10 @@ def merge(path: Path) -> None:
     Raises:
         PoclabError: qemu-img failed; it can be done again.
     """
-    argv = ["qemu-img", "commit", "-q", "-d", "-f", "qcow2", _plain(path)]
     try:
-        runner().run(argv, timeout=_HOURS)
+        with qcow2file.unnamed(path, backing_file(path)) as (name, fds):
+            argv = ["qemu-img", "commit", "-q", "-d", "-f", "qcow2", name]
+            runner().run(argv, timeout=_HOURS, pass_fds=fds)
     except CommandFailed as error:
         raise PoclabError(
             f"{shown(path.name, 200)} cannot be merged into the disk below",
@@ -152,8 +154,9 @@ def is_blank(path: Path) -> bool:
     Raises:
         PoclabError: it is damaged.
     """
-    argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", _plain(path)]
-    result = runner().run(argv, check=False, timeout=1200, limits=CHECK_LIMITS)
+    with qcow2file.unnamed(path, backing_file(path)) as (name, fds):
+        argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", name]
+        result = runner().run(argv, check=False, timeout=1200, limits=CHECK_LIMITS, pass_fds=fds)
     if result.code not in (0, 3):
         raise PoclabError(f"{shown(path.name, 200)} is damaged", why=_reason(result.last_line))
     # ImageCheck in qapi/block-core.json: left out when there is none.
@@ -170,7 +173,7 @@ def create_empty(path: Path, size: int) -> None:
     Raises:
         PoclabError: it exists, or cannot be made.
     """
-    _create(path, [], size)
+    _create(path, size)
 
 
 def create_overlay(path: Path, backing: Path, backing_format: str, size: int | None = None) -> None:
@@ -185,7 +188,9 @@ def create_overlay(path: Path, backing: Path, backing_format: str, size: int | N
     Raises:
         PoclabError: it exists, or cannot be made.
     """
-    _create(path, ["-b", _plain(backing), "-F", backing_format], size)
+    # qemu-img is not told of the disk below, and so cannot say that it is missing.
+    found = virtual_size(backing) if backing_format == "qcow2" else backing.stat().st_size
+    _create(path, found if size is None else size, _plain(backing), backing_format)
 
 
 def resize(path: Path, size: int) -> None:
@@ -199,7 +204,9 @@ def resize(path: Path, size: int) -> None:
         PoclabError: qemu-img refuses.
     """
     try:
-        runner().run(["qemu-img", "resize", "-q", "-f", "qcow2", _plain(path), str(size)])
+        with qcow2file.unnamed(path, backing_file(path)) as (name, fds):
+            argv = ["qemu-img", "resize", "-q", "-f", "qcow2", name, str(size)]
+            runner().run(argv, pass_fds=fds)
     except CommandFailed as error:
         raise PoclabError(
             f"{shown(path.name, 200)} cannot be enlarged",
@@ -208,12 +215,11 @@ def resize(path: Path, size: int) -> None:
         ) from error
 
 
-def _create(path: Path, options: list[str], size: int | None) -> None:
-    if path.exists():
-        raise PoclabError(f"{path} exists already")
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", *options, _plain(path)]
+def _create(path: Path, size: int, backing: str = "", backing_format: str = "") -> None:
     try:
-        runner().run(argv if size is None else [*argv, str(size)])
+        qcow2file.create(path, size, backing, backing_format)
+    except FileExistsError as error:
+        raise PoclabError(f"{path} exists already") from error
     except CommandFailed as error:
         raise PoclabError(
             f"{shown(path.name, 200)} cannot be made",

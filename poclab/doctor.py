@@ -9,10 +9,12 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from poclab.errors import PoclabError
 from poclab.marks import Marks
+from poclab.repair import REPAIRS, Repair
 from poclab.run import runner
 from poclab.units import GIB, format_size
 from poclab.virt.host import Host, connect
@@ -101,8 +103,15 @@ def _libvirt(uri: str | None, accel: str) -> Iterator[Check]:
                 ("records", _records),
             ):
                 yield _guarded(name, host, check)
+            for repair in REPAIRS:
+                if repair.applies(host):
+                    yield _guarded(repair.name, host, partial(_looked, repair))
     except PoclabError as error:
         yield Check("libvirt", "missing", error.fix or error.why or error.what)
+
+
+def _looked(repair: Repair, host: Host) -> Check:
+    return Check(repair.name, *repair.look(host))
 
 
 def _guarded(name: str, host: Host, check: Callable[[Host], Check]) -> Check:

@@ -14,6 +14,21 @@ from poclab.beside import repeating
 _ROUND = 0.01
 
 
+_users_umask = 0o077
+
+
+def write_privately() -> None:
+    """Make all that this process and its children write this user's only: disks, keys, logs."""
+    global _users_umask
+    _users_umask = os.umask(0o077)
+
+
+def share_as_usual(path: Path) -> None:
+    """Give a file that the user named the mode that any program would have given it."""
+    with suppress(PermissionError):  # root made it
+        path.chmod(0o666 & ~_users_umask)
+
+
 def sync(path: Path) -> None:
     """Have a file, or the names in a directory, on the disk (fsync(2)).
 

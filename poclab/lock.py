@@ -5,12 +5,13 @@ ends, so there are no stale locks. The file's text only names the holder for the
 whoever finds the lab busy.
 
 All users of a host must meet at the same file when they share a libvirt (qemu:///system), so
-that file lives in a directory anybody may write to. Nothing in there is trusted: directories
-and files that are links, or files with a second name, are refused rather than written to.
+that file lives in a directory of root's which group libvirt may write to (`poclab.lockdir`).
+Files that are links, or have a second name, are refused all the same.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,21 +20,20 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from poclab import config, events
+from poclab import config, events, lockdir
 from poclab.errors import PoclabError
+from poclab.lockdir import LockDirectory
 from poclab.names import plain
 
-_RUN_LOCK = Path("/run/lock")  # FHS 3.0, 5.9; world-writable on Debian, root's alone on Fedora
-_TMP_LOCK = Path("/tmp/poclab-lock")
 _POLL = 0.1  # seconds between two attempts
 _NAME_MAX = 100  # characters of a lock's name that its file's name shows
 
-_held: set[tuple[int, Path]] = set()
+_held: set[tuple[int, str]] = set()
 _held_guard = threading.Lock()
 
 
@@ -64,14 +64,16 @@ def hold(
         PoclabError: somebody else holds it, or the lock file cannot be used.
         RuntimeError: this process holds it already.
     """
-    path = _directory(uri) / _file_name(kind, name, uri)
-    key = (os.getpid(), path)  # with the pid: a forked child does not hold what its parent holds
+    file = _file_name(kind, name, uri)
+    # With the pid: a forked child does not hold what its parent holds.
+    key = (os.getpid(), file)
     with _held_guard:
         if key in _held:
             raise RuntimeError(f"this process holds the lock of {kind} {name} already")
         _held.add(key)
     try:
-        fd = _acquire(path, f"{kind} {name}", shared, wait)
+        with _directory(uri) as directory:
+            fd = _acquire(directory, file, f"{kind} {name}", shared, wait)
         try:
             if not shared:
                 _sign(fd, doing)
@@ -93,7 +95,7 @@ def guard(directory: Path) -> Iterator[None]:
 
     Waits as long as it takes; for work of well below a second.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -104,14 +106,8 @@ def guard(directory: Path) -> Iterator[None]:
 # --- where ------------------------------------------------------------------------------
 
 
-def _directory(uri: str) -> Path:
-    if _is_local_system(uri):
-        return _shared_directory()
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # After `su` the variable may name another user's directory.
-    if runtime.startswith("/") and _owned(Path(runtime)):
-        return config.private_dir(Path(runtime) / "poclab")
-    return config.private_dir(config.state_dir() / "locks")
+def _directory(uri: str) -> AbstractContextManager[LockDirectory]:
+    return lockdir.shared() if _is_local_system(uri) else lockdir.private()
 
 
 def _is_local_system(uri: str) -> bool:
@@ -132,58 +128,20 @@ def _file_name(kind: str, name: str, uri: str) -> str:
     return f"{shown}-{digest}.lock"
 
 
-def _owned(path: Path) -> bool:
-    try:
-        return path.stat().st_uid == os.getuid()
-    except OSError:
-        return False
-
-
-def _shared_directory() -> Path:
-    path = _RUN_LOCK / "poclab" if _is_public(_RUN_LOCK) else _TMP_LOCK
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-        path.chmod(0o1777)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise _unusable(path, "it is no directory")
-    if found.st_mode & 0o1777 != 0o1777:
-        # Ours, of a process that was stopped before its chmod; or another user's, who is at it.
-        with suppress(PermissionError):
-            path.chmod(0o1777)
-            return path
-        time.sleep(_POLL)
-        if not _is_public(path):
-            raise _unusable(path, "not every user may write to it")
-    return path
-
-
-def _is_public(path: Path) -> bool:
-    try:
-        mode = path.lstat().st_mode
-    except OSError:
-        return False
-    return stat.S_ISDIR(mode) and mode & 0o1777 == 0o1777
-
-
-def _unusable(path: Path, why: str) -> PoclabError:
-    return PoclabError(f"cannot use {path} for locks", why=why, fix=f"remove {path} as root")
-
-
 # --- the lock itself --------------------------------------------------------------------
 
 
-def _acquire(path: Path, what: str, shared: bool, wait: float) -> int:
+def _acquire(directory: LockDirectory, file: str, what: str, shared: bool, wait: float) -> int:
     limit = time.monotonic() + wait
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
     told = False
     while True:
-        fd = _open(path)
+        fd = _open(directory, file)
         keep = False
         try:
             fcntl.flock(fd, operation)
-            # A cleaner of /tmp may have removed the file meanwhile: then others lock a new one.
-            keep = _is_at(fd, path)
+            # Somebody may have removed the file meanwhile: then others lock a new one.
+            keep = _is_at(fd, directory, file)
         except BlockingIOError:
             why = _holder(fd)
             if time.monotonic() >= limit:
@@ -201,42 +159,65 @@ def _acquire(path: Path, what: str, shared: bool, wait: float) -> int:
             return fd
 
 
-def _open(path: Path) -> int:
-    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+def _open(directory: LockDirectory, file: str) -> int:
+    safe = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     for _ in range(100):
         try:
-            # Without O_CREAT first: fs.protected_regular forbids O_CREAT on another user's file
-            # in a sticky directory (proc_sys_fs(5)).
-            fd = os.open(path, os.O_RDWR | safe)
+            fd = os.open(file, safe, dir_fd=directory.fd)
         except FileNotFoundError:
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | safe, 0o666)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise _unusable(path, error.strerror or str(error)) from error
-            os.fchmod(fd, 0o666)  # whatever the umask is
-        except PermissionError:
-            # Enough for flock; only the holder's name cannot be written.
-            try:
-                fd = os.open(path, os.O_RDONLY | safe)
-            except OSError as error:
-                raise _unusable(path, error.strerror or str(error)) from error
+            with suppress(FileExistsError):  # another one was faster: that file is opened next
+                _create(directory, file)
+            continue
         except OSError as error:  # ELOOP: a symbolic link; ENXIO: a FIFO or socket
-            raise _unusable(path, error.strerror or str(error)) from error
+            raise _planted(directory, file, error.strerror or str(error)) from error
         found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
             return fd
         os.close(fd)
-        raise _unusable(path, "it is no regular file of its own")
-    raise _unusable(path, "it comes and goes")
+        raise _planted(directory, file, "not a regular file, or it has a second name")
+    raise _planted(directory, file, "another program keeps removing it")
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def _create(directory: LockDirectory, file: str) -> None:
+    """Make a lock file that has its mode as soon as it has its name, whatever the umask is.
+
+    Raises:
+        FileExistsError: if there is such a file.
+        PoclabError: if it cannot be made.
+    """
     try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
+        try:
+            fd = os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=directory.fd)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # see O_TMPFILE in open(2)
+                raise
+            # A home on NFS. There all lock files are one user's, and a umask cannot go between.
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(file, flags, directory.file_mode, dir_fd=directory.fd))
+            return
+        try:
+            os.fchmod(fd, directory.file_mode)
+            link = f"/proc/self/fd/{fd}"  # how a file without a name gets one: open(2)
+            os.link(link, file, dst_dir_fd=directory.fd, follow_symlinks=True)
+        finally:
+            os.close(fd)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _planted(directory, file, error.strerror or str(error)) from error
+
+
+def _planted(directory: LockDirectory, file: str, why: str) -> PoclabError:
+    path = directory.path / file
+    return lockdir.unusable(path, why.lower(), f"look at what it is, then remove {path}")
+
+
+def _is_at(fd: int, directory: LockDirectory, file: str) -> bool:
+    try:
+        found = os.stat(file, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
         return False
+    return os.path.samestat(os.fstat(fd), found)
 
 
 # --- the holder's name ------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from poclab import container, events
 from poclab.builders import privileged
 from poclab.errors import PoclabError, UsageError
-from poclab.files import sync
+from poclab.files import share_as_usual, sync
 from poclab.names import shown
 
 WORK = ".poclab-iso"
@@ -81,6 +81,7 @@ def publish(file: Path, target: Path, *, force: bool) -> None:
     Raises:
         PoclabError: there is such a file meanwhile.
     """
+    share_as_usual(file)
     sync(file)
     check(target, force=force)
     events.step("name the file", file=str(target))

@@ -30,7 +30,8 @@ def plain(path: Path) -> str:
 
 def reason(text: str) -> str:
     """The end of a qemu-img message: what is wrong, without the program and the file."""
-    return text.removeprefix("qemu-img: ").strip()[:300]
+    words = re.sub(r"/proc/self/fd/[0-9]+", "the disk", text.removeprefix("qemu-img: "))
+    return words.strip()[:300]
 
 
 def convert(

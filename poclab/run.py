@@ -89,7 +89,7 @@ class Runner:
             env: variables added to the environment.
             cwd: the directory it runs in.
             limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
-            pass_fds: descriptors it gets, with the same numbers.
+            pass_fds: descriptors that the child has by the same numbers.
 
         Raises:
             PoclabError: the program is missing, or timed out.
@@ -109,7 +109,7 @@ class Runner:
                 cwd=cwd,
                 check=False,
                 preexec_fn=_limiter(limits),
-                pass_fds=pass_fds,
+                pass_fds=tuple(pass_fds),
             )
         except FileNotFoundError as error:
             raise _missing(argv[0]) from error

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from poclab import __version__, output
+from poclab import __version__, files, output
 from poclab.cli import (
     context,
     doctor,
@@ -100,6 +100,7 @@ def options(
 
 def run() -> NoReturn:
     """Run the program and exit: 0 done, 1 failed, 2 usage or lab file, 130 interrupted."""
+    files.write_privately()
     signal.signal(signal.SIGTERM, _terminated)
     output.accept_any_text()
     try:

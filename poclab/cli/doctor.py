@@ -23,18 +23,35 @@ def doctor(
     orphans: Annotated[
         bool, typer.Option("--orphans", help="List what interrupted commands left, only that.")
     ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Repair lock directory and permissions first.")
+    ] = False,
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Check what poclab needs of this host; exits with 1 when something is missing."""
+    given = context.options()
+    if fix:
+        _fix(given.connect, given.accel)
     if orphans:
         _orphans(form)
         return
     from poclab.doctor import examine
 
-    rows = examine(context.options().connect, context.options().accel)
+    rows = examine(given.connect, given.accel)
     output.listing(rows, output.CHECKS, form, lambda row: row.check)
     if any(row.result == "missing" for row in rows):
         raise typer.Exit(1)
+
+
+def _fix(uri: str | None, accel: str) -> None:
+    from poclab.repair import mend
+
+    count = 0
+    for line in mend(uri, accel):
+        output.tell(line)
+        count += 1
+    if not count:
+        output.tell("nothing to repair")
 
 
 def _orphans(form: Format) -> None:

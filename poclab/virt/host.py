@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,7 +28,13 @@ from poclab.virt.localpool import LocalPool
 from poclab.virt.network import LabNetwork
 from poclab.virt.streampool import StreamPool
 from poclab.virt.usage import Usage
-from poclab.virt.xml import DomainSpec, pool_directory, pool_xml, restored_xml
+from poclab.virt.xml import (
+    DomainSpec,
+    closed_pool_xml,
+    pool_directory,
+    pool_xml,
+    restored_xml,
+)
 
 POOL = "poclab"
 MARKER = "poclab.json"
@@ -143,8 +150,11 @@ class Host:
             PoclabError: it cannot be made or started, or a pool of that name is not ours.
         """
         pool, directory = self._open_pool()
-        local = self.local and os.access(directory, os.W_OK | os.X_OK)
-        found = LocalPool(pool, directory) if local else StreamPool(self.conn, pool, directory)
+        found: LocalPool | StreamPool
+        if self._writable(directory):
+            found = LocalPool(pool, directory, self.readers)
+        else:
+            found = StreamPool(self.conn, pool, directory, self.readers)
         names = found.names()
         if MARKER not in names:
             names += found.strays()
@@ -155,8 +165,42 @@ class Host:
                     why=f"{directory} holds other volumes: {others}",
                     fix="rename that pool: virsh pool-edit, or use another host",
                 )
+            if isinstance(found, StreamPool) or not any(Path(directory).iterdir()):
+                self._close_directory(pool)
             found.write(MARKER, b'{"format": 1}\n')
         return found
+
+    def _writable(self, directory: str) -> bool:
+        """Whether the pool's files can be made here.
+
+        On a system only by root: libvirt gives them to QEMU's account while a guest runs, and
+        nobody else could read them then.
+        """
+        if not self.local or not (self.session or os.geteuid() == 0):
+            return False
+        return os.access(directory, os.W_OK | os.X_OK)
+
+    def readers(self) -> int | None:
+        """The ID of the group that QEMU runs with; None where it runs as we do."""
+        user = None if self.session else self.qemu_user()
+        return user[1] if user else None
+
+    @property
+    def directory_access(self) -> tuple[int, int | None]:
+        """The mode and the group's ID that the pool's directory should have."""
+        readers = self.readers()
+        return (0o700, None) if readers is None else (0o710, readers)
+
+    def _close_directory(self, pool: libvirt.virStoragePool) -> None:
+        """Let nobody but its owner and QEMU into the directory of a pool that is empty so far."""
+        events.step("close the pool's directory")
+        with libvirt_errors(f"the directory of storage pool {POOL} cannot be made private"):
+            xml = closed_pool_xml(pool.XMLDesc(0), *self.directory_access)
+            pool.destroy()  # stops it; only a pool that is stopped can be built
+            try:
+                self.conn.storagePoolDefineXML(xml, 0).build(0)
+            finally:
+                pool.create(0)
 
     def _open_pool(self) -> tuple[libvirt.virStoragePool, str]:
         try:
@@ -329,10 +373,18 @@ class Host:
             return Guest(self.conn, self.conn.lookupByName(spec.name))
 
     def drop_console_log(self, record: VmRecord) -> None:
-        """Delete the serial console's copy where this user may."""
-        if self.local:
-            with contextlib.suppress(OSError):
-                Path(self.console_log(record)).unlink()
+        """Delete the serial console's copy, and its older parts, where this user may."""
+        if not self.local:
+            return
+        path = Path(self.console_log(record))
+        # virtlogd renames a file that is full to NAME.0, that to NAME.1 and so on (max_size and
+        # max_backups in virtlogd.conf).
+        ours = re.compile(re.escape(path.name) + r"(\.[0-9]+)?")
+        with contextlib.suppress(OSError):
+            for each in list(path.parent.iterdir()):
+                if ours.fullmatch(each.name):
+                    with contextlib.suppress(OSError):
+                        each.unlink()
 
     def console_log(self, record: VmRecord) -> str:
         """The file that the VM's serial console is copied to."""

@@ -20,15 +20,26 @@ from poclab.files import sync
 from poclab.qcow2_header import virtual_size
 from poclab.virt.errors import GoneError
 from poclab.virt.moves import Moves
-from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned, disk_errors
+from poclab.virt.pool import (
+    BASE_MODE,
+    OWN_BASE_MODE,
+    PRIVATE_MODE,
+    SMALL,
+    STAGING,
+    Readers,
+    VolumeStat,
+    abandoned,
+    disk_errors,
+)
 from poclab.volumes import Kind, checked
 
 
 class LocalPool(Moves):
     """A pool whose directory this process can write."""
 
-    def __init__(self, pool: libvirt.virStoragePool, directory: str) -> None:
+    def __init__(self, pool: libvirt.virStoragePool, directory: str, readers: Readers) -> None:
         self._pool = pool
+        self._readers = readers
         self.directory = directory
         self._root = Path(directory)
 
@@ -103,7 +114,7 @@ class LocalPool(Moves):
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o644)
+                os.fchmod(file.fileno(), PRIVATE_MODE)
                 self._publish(Path(file.name), name)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
@@ -117,12 +128,16 @@ class LocalPool(Moves):
             if file.stat().st_dev != self._root.stat().st_dev:
                 with self.staging() as directory:
                     copy = directory / "disk"
-                    shutil.copyfile(file, copy)
+                    shutil.copyfile(file, copy)  # what it makes nobody else can reach yet
                     self.adopt(name, copy)
                 file.unlink()
                 return
             sync(file)
-            file.chmod(0o444)  # a base never changes; QEMU opens it read-only
+            fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                close_base(fd, self._readers())
+            finally:
+                os.close(fd)
             self._publish(file, name)
 
     def overlay(self, name: str, base: str, size: int) -> None:
@@ -198,3 +213,18 @@ class LocalPool(Moves):
     def _publish(self, file: Path, name: str) -> None:
         file.replace(self._file(name))
         sync(self._root)
+
+
+def close_base(fd: int, readers: int | None) -> None:
+    """Give a base its group and mode: nobody writes to it, and only QEMU reads it.
+
+    Args:
+        fd: the file.
+        readers: the ID of QEMU's group, or None where QEMU runs as the owner.
+
+    Raises:
+        OSError: if they cannot be set.
+    """
+    if readers is not None:
+        os.fchown(fd, -1, readers)
+    os.fchmod(fd, OWN_BASE_MODE if readers is None else BASE_MODE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,11 @@ from typing import Protocol
 from poclab.errors import PoclabError
 
 STAGING = "tmp."
+# What guests and poclab write is for its owner, whom libvirt makes QEMU's account while a guest
+# runs on it. Many guests at once may run on a base, which is for QEMU's group as well.
+PRIVATE_MODE = 0o600
+BASE_MODE = 0o440
+OWN_BASE_MODE = 0o400  # where QEMU runs as the owner
 SMALL = 4 * 1024 * 1024  # more than any manifest; a larger one is not read
 
 
@@ -32,6 +37,10 @@ class VolumeStat:
 
     size: int
     allocated: int
+
+
+Readers = Callable[[], int | None]
+"""The ID of the group that QEMU reads bases with; None where it runs as whoever runs poclab."""
 
 
 class Pool(Protocol):

@@ -20,7 +20,16 @@ from poclab.room import Room
 from poclab.units import format_size
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.moves import Moves, marker
-from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned
+from poclab.virt.pool import (
+    BASE_MODE,
+    OWN_BASE_MODE,
+    PRIVATE_MODE,
+    SMALL,
+    STAGING,
+    Readers,
+    VolumeStat,
+    abandoned,
+)
 from poclab.virt.xml import volume_xml
 from poclab.volumes import checked
 
@@ -28,9 +37,16 @@ from poclab.volumes import checked
 class StreamPool(Moves):
     """A pool reached through libvirt alone."""
 
-    def __init__(self, conn: libvirt.virConnect, pool: libvirt.virStoragePool, directory: str):
+    def __init__(
+        self,
+        conn: libvirt.virConnect,
+        pool: libvirt.virStoragePool,
+        directory: str,
+        readers: Readers,
+    ) -> None:
         self._conn = conn
         self._pool = pool
+        self._readers = readers
         self.directory = directory
         self.refresh()
 
@@ -88,7 +104,7 @@ class StreamPool(Moves):
         """See `Pool`."""
         self.delete(name)
         with libvirt_errors(f"volume {name} cannot be written"):
-            self._fill(self._create(name, "raw", len(data), mode="0644"), data)
+            self._fill(self._create(name, "raw", len(data)), data)
 
     def rewrite(self, name: str, data: bytes) -> None:
         """See `Pool`; an upload cuts nothing off, so blanks cover the rest of what was there."""
@@ -107,7 +123,8 @@ class StreamPool(Moves):
         size = file.stat().st_size
         self._check_room(size)
         with libvirt_errors(f"volume {name} cannot be written"), file.open("rb") as content:
-            volume = self._create(name, "raw", size, mode=self._base_mode())
+            mode, group = self._base_access()
+            volume = self._create(name, "raw", size, mode=mode, group=group)
             stream = self._conn.newStream(0)
             volume.upload(stream, 0, size, 0)
             sent = 0
@@ -236,20 +253,29 @@ class StreamPool(Moves):
                 raise PoclabError("the storage pool does not answer", why=str(error)) from error
             return
 
-    def _base_mode(self) -> str:
-        """The mode of a base: it never changes; QEMU opens it read-only.
+    def _base_access(self) -> tuple[int, int | None]:
+        """The mode and group of a base: it never changes; QEMU opens it read-only.
 
         A daemon without root could not fill a file that it may not write itself, and no call of
         libvirt's changes a mode afterwards.
         """
-        return "0644" if urlsplit(self._conn.getURI()).path.endswith("/session") else "0444"
+        if urlsplit(self._conn.getURI()).path.endswith("/session"):
+            return PRIVATE_MODE, None
+        readers = self._readers()
+        return (OWN_BASE_MODE, None) if readers is None else (BASE_MODE, readers)
 
     def _volume(self, name: str) -> libvirt.virStorageVol:
         return self._pool.storageVolLookupByName(checked(name))
 
     def _create(
-        self, name: str, kind: str, size: int, *, backing: str = "", mode: str = "0600"
+        self,
+        name: str,
+        kind: str,
+        size: int,
+        *,
+        backing: str = "",
+        mode: int = PRIVATE_MODE,
+        group: int | None = None,
     ) -> libvirt.virStorageVol:
-        return self._pool.createXML(
-            volume_xml(checked(name), kind, size, backing=backing, mode=mode), 0
-        )
+        xml = volume_xml(checked(name), kind, size, backing=backing, mode=mode, group=group)
+        return self._pool.createXML(xml, 0)

@@ -227,15 +227,32 @@ def restored_xml(saved: str, spec: DomainSpec) -> str:
     return tostring(root, encoding="unicode")
 
 
-def volume_xml(name: str, kind: str, size: int, *, backing: str = "", mode: str = "0600") -> str:
-    """The XML of a new volume."""
+def volume_xml(
+    name: str,
+    kind: str,
+    size: int,
+    *,
+    backing: str = "",
+    mode: int = 0o600,
+    group: int | None = None,
+) -> str:
+    """The XML of a new volume.
+
+    Args:
+        name: its name.
+        kind: "qcow2" or "raw".
+        size: bytes a guest sees of it.
+        backing: the file below it, or an empty string.
+        mode: its permission bits.
+        group: the ID of its group, or None for the daemon's.
+    """
     root = Element("volume")
     SubElement(root, "name").text = name
     SubElement(root, "capacity", {"unit": "bytes"}).text = str(size)
     SubElement(root, "allocation").text = "0"
     target = SubElement(root, "target")
     SubElement(target, "format", {"type": kind})
-    SubElement(SubElement(target, "permissions"), "mode").text = mode
+    _permissions(target, mode, group)
     if kind == "qcow2":
         SubElement(target, "compat").text = "1.1"
     if backing:
@@ -251,6 +268,24 @@ def pool_xml(name: str, directory: str) -> str:
     SubElement(root, "name").text = name
     target = SubElement(root, "target")
     SubElement(target, "path").text = directory
+    return tostring(root, encoding="unicode")
+
+
+def closed_pool_xml(xml: str, mode: int, group: int | None) -> str:
+    """The XML of a pool whose directory gets a mode and group when it is built.
+
+    Args:
+        xml: the pool's XML.
+        mode: the directory's permission bits.
+        group: the ID of its group, or None for the one it has.
+    """
+    root = fromstring(xml)  # noqa: S314 - libvirtd wrote it
+    target = root.find("target")
+    if target is None:  # every pool has one: formatstorage.html
+        raise ValueError("the XML of a storage pool has no target")
+    for old in target.findall("permissions"):
+        target.remove(old)
+    _permissions(target, mode, group)
     return tostring(root, encoding="unicode")
 
 
@@ -334,6 +369,13 @@ def _console(devices: Element, spec: DomainSpec) -> None:
     SubElement(serial, "target", {"port": "0"})
     console = SubElement(devices, "console", {"type": "pty"})
     SubElement(console, "target", {"type": "serial", "port": "0"})
+
+
+def _permissions(target: Element, mode: int, group: int | None) -> None:
+    permissions = SubElement(target, "permissions")
+    SubElement(permissions, "mode").text = f"{mode:04o}"
+    if group is not None:
+        SubElement(permissions, "group").text = str(group)
 
 
 def _text(parent: Element, name: str, text: str, **attributes: str) -> Element:

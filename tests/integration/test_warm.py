@@ -86,6 +86,13 @@ def marks(host: Host) -> str:
     return shop.ssh(host, WEB, command)
 
 
+def open_to_others(eyes: Host) -> str:
+    """What in the pool somebody else can read or write, seen by who may look into it."""
+    directory = labs.look(eyes)["directory"]
+    shut = ("(", "-perm", "/007", "-o", "-perm", "/070", "!", "-name", "base.*", ")")
+    return eyes.run("find", directory, "-type", "f", *shut, "-printf", "%f %m\n").stdout
+
+
 def test_a_reset_brings_the_guest_back_as_it_was_when_it_was_ready(host: Host) -> None:
     first, ids = boot(host), [generation(host)]
     addresses = shop.ssh(host, WEB, "ip -4 -o addr show")
@@ -102,6 +109,7 @@ def test_a_reset_brings_the_guest_back_as_it_was_when_it_was_ready(host: Host) -
         ids.append(generation(host))
     assert len(set(ids)) == 3
     assert states(host) == [before]
+    assert open_to_others(host) == ""
     assert labs.leftovers(host) == []
 
 
@@ -287,6 +295,8 @@ def test_under_a_system_daemon(module_system: tuple[Host, Host], place: str) -> 
         assert shop.ssh(host, WEB, "ip -4 -o addr show") == addresses
         probe.wait_until(lambda: clock_is_right(host), 10)
         assert [row["in_use"] for row in states(host)] == [True]
+        assert [x for x in labs.look(root)["files"] if x.endswith(".ram")]
+        assert open_to_others(root) == ""
     finally:
         host.poclab("down", "acme", "--yes")
         root.poclab("image", "rm", "shop:v1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import grp
 import json
 import os
 import subprocess
@@ -11,19 +13,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from poclab import events, lock
+from poclab import events, lock, lockdir
 from poclab.errors import PoclabError
+from tests.hostile import neighbours
 
 SESSION = "qemu:///session"
 SYSTEM = "qemu:///system"
 HOLD = """
-import sys
+import grp, os, sys
 from pathlib import Path
-from poclab import lock
-lock._RUN_LOCK = Path(sys.argv[3])
+from poclab import lock, lockdir
+lockdir.SHARED, lockdir._OWNER = Path(sys.argv[3]), os.getuid()
+lockdir.GROUP = grp.getgrgid(os.getgid()).gr_name
 with lock.hold(sys.argv[1], uri=sys.argv[2], doing="poclab up x", shared=sys.argv[4] == "shared"):
     print("held", flush=True)
     sys.stdin.read()
@@ -34,22 +39,21 @@ with lock.hold(sys.argv[1], uri=sys.argv[2], doing="poclab up x", shared=sys.arg
 def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
-    public = tmp_path / "public"
-    public.mkdir()
-    public.chmod(0o1777)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     monkeypatch.setenv("SUDO_USER", "alice")
-    monkeypatch.setattr(lock, "_RUN_LOCK", public)
-    monkeypatch.setattr(lock, "_TMP_LOCK", tmp_path / "tmp-lock")
+    monkeypatch.setattr(lockdir, "SHARED", tmp_path / "shared")
+    # A developer is not root, and need not be in group libvirt.
+    monkeypatch.setattr(lockdir, "_OWNER", os.getuid())
+    monkeypatch.setattr(lockdir, "GROUP", grp.getgrgid(os.getgid()).gr_name)
 
 
 @contextmanager
 def _other(
-    name: str, public: Path, *, uri: str = SESSION, mode: str = "exclusive"
+    name: str, directory: Path, *, uri: str = SESSION, mode: str = "exclusive"
 ) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock until it is told to end."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, name, uri, str(public), mode],
+        [sys.executable, "-c", HOLD, name, uri, str(directory), mode],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -70,7 +74,7 @@ def _take(name: str, uri: str = SESSION, *, shared: bool = False, wait: float = 
 
 
 def test_the_holder_is_named(tmp_path: Path) -> None:
-    with _other("customer-a", tmp_path / "public") as process:
+    with _other("customer-a", tmp_path / "shared") as process:
         with pytest.raises(PoclabError) as caught:
             _take("customer-a")
         what, why, fix = caught.value.lines()
@@ -83,7 +87,7 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
 
 
 def test_shared_holders_share_and_keep_an_exclusive_one_out(tmp_path: Path) -> None:
-    with _other("a", tmp_path / "public", mode="shared"):
+    with _other("a", tmp_path / "shared", mode="shared"):
         _take("a", shared=True)
         with pytest.raises(PoclabError) as caught:
             _take("a")
@@ -91,18 +95,18 @@ def test_shared_holders_share_and_keep_an_exclusive_one_out(tmp_path: Path) -> N
 
 
 def test_an_exclusive_holder_keeps_shared_ones_out(tmp_path: Path) -> None:
-    with _other("a", tmp_path / "public"), pytest.raises(PoclabError, match="busy"):
+    with _other("a", tmp_path / "shared"), pytest.raises(PoclabError, match="busy"):
         _take("a", shared=True)
 
 
 def test_a_killed_holder_leaves_no_lock_and_is_never_named(tmp_path: Path) -> None:
-    public = tmp_path / "public"
-    with _other("a", public) as process:
+    shared = tmp_path / "shared"
+    with _other("a", shared) as process:
         process.kill()
         process.wait(10)
         (file,) = (tmp_path / "run/poclab").iterdir()
         assert json.loads(file.read_text())["pid"] == process.pid
-        with _other("a", public, mode="shared"):
+        with _other("a", shared, mode="shared"):
             with pytest.raises(PoclabError) as caught:
                 _take("a")
             assert caught.value.why == "another poclab command holds it"
@@ -110,8 +114,8 @@ def test_a_killed_holder_leaves_no_lock_and_is_never_named(tmp_path: Path) -> No
 
 
 def test_a_later_process_of_the_same_number_is_not_named(tmp_path: Path) -> None:
-    public = tmp_path / "public"
-    with _other("a", public, mode="shared"):
+    shared = tmp_path / "shared"
+    with _other("a", shared, mode="shared"):
         (file,) = (tmp_path / "run/poclab").iterdir()
         text = {"pid": os.getpid(), "born": 1, "user": "eve", "doing": "x", "since": 1}
         file.write_text(json.dumps(text))
@@ -124,7 +128,7 @@ def test_a_later_process_of_the_same_number_is_not_named(tmp_path: Path) -> None
     "text", ["", "{", "[]", "null", '{"pid": "x"}', '{"pid": 1e999}', "\0" * 9]
 )
 def test_any_text_in_the_file_is_survived(tmp_path: Path, text: str) -> None:
-    with _other("a", tmp_path / "public", mode="shared"):
+    with _other("a", tmp_path / "shared", mode="shared"):
         (file,) = (tmp_path / "run/poclab").iterdir()
         file.write_text(text)
         with pytest.raises(PoclabError, match="lab a is busy"):
@@ -132,7 +136,7 @@ def test_any_text_in_the_file_is_survived(tmp_path: Path, text: str) -> None:
 
 
 def test_a_holders_text_cannot_move_the_cursor(tmp_path: Path) -> None:
-    with _other("a", tmp_path / "public"):
+    with _other("a", tmp_path / "shared"):
         (file,) = (tmp_path / "run/poclab").iterdir()
         text = json.loads(file.read_text())
         file.write_text(json.dumps(text | {"doing": "\x1b[2Jx\n" + "y" * 999}))
@@ -144,7 +148,7 @@ def test_a_holders_text_cannot_move_the_cursor(tmp_path: Path) -> None:
 
 def test_it_waits_and_says_for_whom(tmp_path: Path) -> None:
     heard: list[events.Event] = []
-    with _other("a", tmp_path / "public") as process, events.listening(heard.append):
+    with _other("a", tmp_path / "shared") as process, events.listening(heard.append):
         assert process.stdin is not None
         timer = threading.Timer(0.3, process.stdin.close)
         timer.start()
@@ -156,7 +160,7 @@ def test_it_waits_and_says_for_whom(tmp_path: Path) -> None:
 
 
 def test_it_waits_no_longer_than_asked(tmp_path: Path) -> None:
-    with _other("a", tmp_path / "public"), pytest.raises(PoclabError, match="busy"):
+    with _other("a", tmp_path / "shared"), pytest.raises(PoclabError, match="busy"):
         _take("a", wait=0.2)
 
 
@@ -203,11 +207,10 @@ def test_a_child_process_does_not_keep_it() -> None:
             os.waitpid(forked, 0)
 
 
-def test_system_connections_meet_in_one_public_place(tmp_path: Path) -> None:
-    with _other("a", tmp_path / "public", uri=SYSTEM):
-        (file,) = (tmp_path / "public/poclab").iterdir()
-        assert file.parent.stat().st_mode & 0o7777 == 0o1777
-        assert file.stat().st_mode & 0o7777 == 0o666
+def test_system_connections_meet_in_one_place(tmp_path: Path) -> None:
+    with _other("a", tmp_path / "shared", uri=SYSTEM):
+        (file,) = (tmp_path / "shared").iterdir()
+        assert file.stat().st_mode & 0o7777 == 0o660
         for uri in (SYSTEM, "qemu+unix:///system", "qemu:///system?mode=legacy"):
             with pytest.raises(PoclabError, match="busy"):
                 _take("a", uri)
@@ -216,52 +219,75 @@ def test_system_connections_meet_in_one_public_place(tmp_path: Path) -> None:
     assert (tmp_path / "run/poclab").stat().st_mode & 0o777 == 0o700
 
 
-def test_tmp_serves_where_run_lock_is_roots_alone(tmp_path: Path) -> None:
-    (tmp_path / "public").chmod(0o755)
-    _take("a", SYSTEM)
-    assert len(list((tmp_path / "tmp-lock").iterdir())) == 1
-
-
-def test_a_directory_left_half_made_is_mended(tmp_path: Path) -> None:
-    (tmp_path / "public/poclab").mkdir(mode=0o700)
-    _take("a", SYSTEM)
-    assert (tmp_path / "public/poclab").stat().st_mode & 0o7777 == 0o1777
-
-
-def test_a_link_for_a_directory_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "public/poclab").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PoclabError, match="cannot use"):
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_the_umask_does_not_matter(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
         _take("a", SYSTEM)
-    assert not list((tmp_path / "elsewhere").iterdir())
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "shared").iterdir()
+    assert file.stat().st_mode & 0o7777 == 0o660
 
 
-@pytest.mark.parametrize("kind", ["symlink", "dangling", "hardlink", "fifo", "directory"])
-def test_a_planted_file_is_refused_and_its_victim_untouched(tmp_path: Path, kind: str) -> None:
-    _take("a", SYSTEM)
-    (file,) = (tmp_path / "public/poclab").iterdir()
+@pytest.mark.parametrize("uri", [SYSTEM, SESSION])
+@pytest.mark.parametrize("kind", neighbours.FILES)
+def test_a_planted_file_is_refused_and_its_victim_untouched(
+    tmp_path: Path, kind: str, uri: str
+) -> None:
+    _take("a", uri)
+    (file,) = (tmp_path / ("shared" if uri == SYSTEM else "run/poclab")).iterdir()
     file.unlink()
     victim = tmp_path / "victim"
-    if kind != "dangling":
-        victim.write_text("precious")
-    if kind in ("symlink", "dangling"):
-        file.symlink_to(victim)
-    elif kind == "hardlink":
-        file.hardlink_to(victim)
-    elif kind == "fifo":
-        os.mkfifo(file)
-    else:
-        file.mkdir()
-    with pytest.raises(PoclabError, match="cannot use"):
-        _take("a", SYSTEM)
+    neighbours.plant_file(kind, file, victim)
+    with pytest.raises(PoclabError, match="cannot use") as caught:
+        _take("a", uri)
+    assert str(file) in caught.value.fix
     assert victim.exists() is (kind != "dangling")
     if victim.exists():
         assert victim.read_text() == "precious"
+        assert victim.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("kind", ["symlink", "file", "fifo", "open"])
+def test_a_planted_private_directory_is_refused(tmp_path: Path, kind: str) -> None:
+    neighbours.plant_directory(kind, tmp_path / "run/poclab", tmp_path / "victim", (1, 1))
+    with pytest.raises(PoclabError, match="cannot use") as caught:
+        _take("a")
+    assert str(tmp_path / "run/poclab") in caught.value.fix
+    assert not list((tmp_path / "victim").iterdir())
+
+
+def test_a_directory_that_is_swapped_after_its_check_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    with lockdir.shared() as directory:
+        (tmp_path / "shared").rename(tmp_path / "away")
+        (tmp_path / "shared").symlink_to(tmp_path / "victim")
+        os.close(lock._open(directory, "a.lock"))
+    assert [path.name for path in (tmp_path / "away").iterdir()] == ["a.lock"]
+    assert not list((tmp_path / "victim").iterdir())
+
+
+def test_a_home_without_unnamed_files_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for NFS, which no test machine has: O_TMPFILE is refused as open(2) says."""
+    plain_open = os.open
+
+    def refusing(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return plain_open(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refusing)
+    _take("a")
+    (file,) = (tmp_path / "run/poclab").iterdir()
+    assert file.stat().st_mode & 0o7777 == 0o600
 
 
 def test_a_removed_lock_file_does_not_make_two_holders(tmp_path: Path) -> None:
     """The waiter gets the lock of a file that is gone: it must take the new one's instead."""
-    with _other("a", tmp_path / "public") as process:
+    with _other("a", tmp_path / "shared") as process:
         (file,) = (tmp_path / "run/poclab").iterdir()
         got = threading.Event()
         leave = threading.Event()
@@ -294,42 +320,6 @@ def test_another_users_runtime_directory_is_not_used(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     _take("a")
     assert len(list((tmp_path / "state/poclab/locks").iterdir())) == 1
-
-
-def test_another_user_gets_the_lock_of_a_file_that_is_not_theirs(tmp_path: Path) -> None:
-    """Root made the file; an ordinary user must find it busy, then get it."""
-    assert os.getuid() == 0, "this test changes its user: run it as root"
-    script = (
-        "import getpass, os, sys, pathlib\nfrom poclab import lock\n"
-        "lock._RUN_LOCK = pathlib.Path(sys.argv[1])\n"
-        "os.setgid(65534); os.setuid(65534)\n"
-        "with lock.hold('a', uri='qemu:///system', doing='x'): print('got it')\n"
-    )
-    # pytest's own directories are closed to other users.
-    with _public_directory() as public:
-        lock_run, lock._RUN_LOCK = lock._RUN_LOCK, public
-        try:
-            command = [sys.executable, "-c", script, str(public)]
-            with lock.hold("a", uri=SYSTEM, doing="poclab up a"):
-                busy = subprocess.run(command, capture_output=True, text=True, timeout=30)
-            free = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        finally:
-            lock._RUN_LOCK = lock_run
-    assert f"`poclab up a` of alice (pid {os.getpid()})" in busy.stderr
-    assert free.stdout == "got it\n", free.stderr
-
-
-@contextmanager
-def _public_directory() -> Iterator[Path]:
-    import shutil
-    import tempfile
-
-    path = Path(tempfile.mkdtemp())
-    path.chmod(0o1777)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 def test_guard_lets_one_at_a_time(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poclab import outfile
+from poclab import files, outfile
 from poclab.errors import PoclabError, UsageError
 from poclab.run import using
 from tests.support.fake_podman import FakePodman
@@ -27,6 +27,24 @@ def test_a_file_is_made(tmp_path: Path) -> None:
         outfile.publish(work / "x", target, force=False)
     assert target.read_text() == "whole"
     assert left(tmp_path) == ["out.iso"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_named_file_has_the_mode_of_the_users_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    target = tmp_path / "out.iso"
+    before = os.umask(umask)
+    monkeypatch.setattr(files, "_users_umask", 0o077)
+    try:
+        files.write_privately()
+        with outfile.beside(target) as work:
+            (work / "x").write_text("whole")
+            assert (work / "x").stat().st_mode & 0o777 == 0o600
+            outfile.publish(work / "x", target, force=False)
+    finally:
+        os.umask(before)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
