@@ -32,9 +32,9 @@ _OVERLAY = (
     'use the overlay driver: driver = "overlay" in /etc/containers/storage.conf, then build again'
 )
 _ROOTFS = "write rootfs: ext4 (or xfs, btrfs) in image.yaml"
-# The first that matches counts. Texts of image-builder 79.0.0 with the bootc-image-builder in it, of
-# the archived bootc-image-builder, bootc 1.16.9, osbuild 191 and podman 5; where a text is of one of
-# them only, its row says so.
+# The first that matches counts. Texts of image-builder 79.0.0 with the bootc-image-builder in it,
+# of the archived bootc-image-builder, bootc 1.16.9, osbuild 191 and podman 5; where a text is of
+# one of them only, its row says so.
 KNOWN: tuple[Known, ...] = (
     Known(
         r"must be run in rootful \(not rootless\) podman",

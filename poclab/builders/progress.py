@@ -18,7 +18,8 @@ from poclab.beside import repeating
 # before it a level, `pulse: text` for a step of unknown length and `msg: text` for details.
 _STEP = re.compile(r"^( *)\[([0-9]+) / ([0-9]+)\] ?(.*)$")
 _TEXT = re.compile(r"^(pulse|msg): (.+)$")
-# The builders write `error: `, bootc-image-builder after Go's log time; podman below them `Error: `.
+# The builders write `error: `, bootc-image-builder after Go's log time; podman, which they run too,
+# writes `Error: `.
 _ERROR = re.compile(r"^(?:[0-9/]{10} [0-9:]{8} )?error: *(.*)$")
 _PODMAN = re.compile(r"^Error: *(.*)$")
 # bootc-image-builder (image-builder 79.0.0, pkg/manifestgen) prints its warnings without an end of
@@ -79,7 +80,7 @@ class Lines:
         plain: whether lines without a mark are progress too (`bootc install` has no marks).
 
     Attributes:
-        error: the builder's last `error: ` line, without that; podman's `Error: ` until there is one.
+        error: the builder's last `error: ` line, without that; until there is one, podman's.
         stage: the stage of osbuild that failed, when the error is of one.
         after: the last lines that follow the error, only that stage's when it is of one.
         tail: the last line that says anything.

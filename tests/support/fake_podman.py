@@ -16,7 +16,7 @@ INITRAMFS = "usr/lib/modules/6.1.0/initramfs.img"
 BOOTC_FILES = {
     KERNEL: b"MZ kernel",
     INITRAMFS: b"initramfs",
-    "usr/lib/os-release": b'ID=fedora\nVERSION_ID="44"\n',
+    "usr/lib/os-release": b'NAME="Fedora Linux"\nID=fedora\nVERSION_ID="44"\n',
     "etc/passwd": b"root:x:0:0::/root:/bin/sh\nadmin:x:1000:1000::/home/admin:/bin/sh\n",
 }
 

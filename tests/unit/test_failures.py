@@ -1,8 +1,8 @@
 """What the real builders print when they fail, and what is made of it.
 
-The texts are in tests/golden/builders/, one file for a refusal, word for word: image-builder 79.0.0
-(`ib-`), the bootc-image-builder in it and the archived one (`bib-`), bootc 1.16.9 (`bootc-`), osbuild
-191. They were recorded in November 2026.
+The texts are in tests/golden/builders/, one file for a refusal, word for word: image-builder
+79.0.0 (`ib-`), the bootc-image-builder in it and the archived one (`bib-`), bootc 1.16.9
+(`bootc-`), osbuild 191. They were recorded in November 2026.
 """
 
 from __future__ import annotations

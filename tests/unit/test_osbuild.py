@@ -133,11 +133,24 @@ def test_two_blueprints_are_refused(request_: BuildRequest) -> None:
 
 @pytest.mark.parametrize("version", ["44", "9.6", "12"])
 def test_version_ids_the_builder_takes(version: str) -> None:
-    source.check_os_release(f'ID=x\nVERSION_ID="{version}"\n')
+    source.check_os_release(f'NAME=X\nID=x\nVERSION_ID="{version}"\n')
+
+
+def test_a_distribution_without_a_name() -> None:
+    with pytest.raises(PoclabError, match="has no NAME") as caught:
+        source.check_os_release('ID=x\nVERSION_ID="44"\nPRETTY_NAME=X\n')
+    assert "set NAME in /usr/lib/os-release" in caught.value.fix
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ID=x", "ID=x\nVERSION_ID=", "ID=x\nVERSION_ID=1.2.3", "ID=x\nVERSION_ID=v1"]
+    "text",
+    [
+        "",
+        "NAME=X\nID=x",
+        "NAME=X\nID=x\nVERSION_ID=",
+        "NAME=X\nID=x\nVERSION_ID=1.2.3",
+        "NAME=X\nID=x\nVERSION_ID=rolling",
+    ],
 )
 def test_other_version_ids(text: str) -> None:
     with pytest.raises(PoclabError, match="os-release"):
@@ -161,7 +174,8 @@ def test_an_image_without_label_is_refused_first(tmp_path: Path, podman: FakePod
         ({KERNEL: None}, "has no kernel"),
         ({INITRAMFS: None}, "has no initramfs"),
         ({"usr/lib/modules/6.2/vmlinuz": b"MZ"}, "has 2 kernels"),
-        ({"usr/lib/os-release": b"ID=debian\n"}, "VERSION_ID"),
+        ({"usr/lib/os-release": b"NAME=Debian\nID=debian\n"}, "VERSION_ID"),
+        ({"usr/lib/os-release": b"ID=fedora\nVERSION_ID=44\n"}, "NAME"),
     ],
 )
 def test_what_cannot_boot_is_refused_before_the_builder_runs(
