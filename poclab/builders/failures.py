@@ -96,6 +96,12 @@ KNOWN: tuple[Known, ...] = (
         "make room where the result goes and in root's container storage: sudo podman system prune",
     ),
     Known(
+        r"customizations\.filesystem: not supported",
+        "it does not support customizations.filesystem",
+        "take it out of the blueprint: `disk` of image.yaml sizes /, and customizations.disk lays "
+        "out other partitions",
+    ),
+    Known(
         # pkg/distro/validator.go of image-builder; an error since November 2025.
         r"(?P<key>customizations[\w.\[\]-]{0,200}): not supported",
         "it does not support {key} for this kind of output",
