@@ -165,7 +165,7 @@ class Osbuild:
                 why="osbuild makes those of Fedora, CentOS Stream and RHEL alone",
                 fix="install with the container itself: bootc install to-disk",
             )
-        merged = installer.merged(request, user)
+        merged = installer.merged(request, user, self.name)
         if request.output.takes_kickstart and not installer.has_login(merged):
             events.warning(
                 "nobody is given a password or a key: only logins of the image itself will work"

@@ -5,6 +5,7 @@ See tests/support/builder_standin/README.md for what the stand-in keeps of the b
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -65,6 +66,7 @@ def test_a_version_with_a_real_disk(world: World) -> None:
     assert version.size < 100 << 20
     assert version.origin.builder == "bootc-image-builder"
     assert version.origin.inputs["builder_image"] == make.IMAGE
+    assert version.origin.inputs["root_filesystem"] == "ext4"
     assert version.user == "anna"
 
     disk = raw(world, version.digest)
@@ -100,6 +102,21 @@ def test_an_image_that_is_not_bootc(world: World) -> None:
         build_image(world.store, image, "v1", uri=URI)
     assert "LABEL containers.bootc=1" in caught.value.fix
     assert world.nothing_left()
+
+
+def test_a_layout_in_the_image_goes_before_rootfs(world: World) -> None:
+    root = {"payload": {"type": "ext4", "mountpoint": "/"}}
+    layout = json.dumps({"partition_table": {"partitions": [root]}}).encode()
+    world.put("usr/lib/image-builder/bootc/disk.yaml", layout)
+    image = world.define(BIB + "rootfs: xfs\n")
+    version, seen = world.build(image)
+    # What was asked for is an input; what was built is beside it.
+    inputs = version.origin.inputs
+    assert (inputs["rootfs"], inputs["root_filesystem"]) == ("xfs", "ext4")
+    notes = [event.text for event in seen if event.kind == "note"]
+    assert "the root file system is ext4, not xfs: a disk.yaml in the image decides" in notes
+    again, _ = world.build(image)
+    assert again == version
 
 
 def test_a_blueprint_the_builder_refuses(world: World) -> None:
