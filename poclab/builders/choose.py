@@ -105,7 +105,7 @@ def for_iso(output: Output | None, name: str, installer: str | None) -> tuple[Ou
 
 
 def _there(builder_image: str | None) -> tuple[str, str]:
-    """The builder on osbuild that is there, or empty, and why.
+    """Find the builder on osbuild that is there, or empty, and why.
 
     image-builder goes first: bootc-image-builder's repository was archived on 2026-06-18, and its
     program is a part of image-builder since. An image on a registry counts as to be had: only
@@ -128,7 +128,7 @@ def _there(builder_image: str | None) -> tuple[str, str]:
 
 
 def _of_image(image: str) -> tuple[str, str]:
-    """The builder that an image holds which image.yaml names, as far as that is known here."""
+    """Find the builder in the image that image.yaml names, as far as it is known here."""
     why = f"the image has the label {source.LABEL}=1"
     if not container.exists(image, root=True):
         return ("", _missing(image)) if osbuild.is_local(image) else (BIB, why)

@@ -144,8 +144,8 @@ def _only_the_image_says(request: BuildRequest) -> None:
 def _check_taken(custom: dict[str, Any], builder: str) -> None:
     if "iso" in custom and builder != _TAKES_ISO:
         raise UsageError(
-            "this installer takes no customizations.iso",
-            why=f"{builder} refuses it",
+            f"{builder} does not support customizations.iso",
+            why=f"only {_TAKES_ISO} does",
             fix=f"leave it out, or use --builder {_TAKES_ISO}",
         )
     if wrong := sorted(custom.keys() - _TAKEN - {"iso"}):

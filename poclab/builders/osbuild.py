@@ -421,7 +421,7 @@ def _sized(
         return merged, request.disk_size - blueprint.BESIDE_ROOT
     which = program.image or "the image-builder of this host"
     raise PoclabError(
-        f"{which} makes no disk above {format_size(blueprint.DEFAULT_DISK)}",
+        f"{which} cannot make a disk above {format_size(blueprint.DEFAULT_DISK)}",
         why=f"it has no {_IMAGE_SIZE} (version {program.version or 'unknown'})",
         fix=f"use image-builder {_PROGRESS_FILE} or later, or --builder {BIB}; "
         "or leave `disk` out: a VM's disk can be larger than its version's",

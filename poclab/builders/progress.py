@@ -100,7 +100,7 @@ class Lines:
 
     def see(self, line: str) -> None:
         """Take one line."""
-        text = _ESCAPES.sub("", line).rstrip()[:_LONGEST]
+        text = _ESCAPES.sub("", line[:_LONGEST]).rstrip()
         if not self._own and (refused := _REFUSED.match(text)):
             _warn_of(refused[1])
             text = text[refused.end() :]

@@ -1,6 +1,6 @@
 """What the real builders print when they fail, and what is made of it.
 
-The texts are in tests/golden/builders/, one file for a refusal, word for word: image-builder
+The texts are in tests/support/builder_texts/, one file for a refusal, word for word: image-builder
 79.0.0 (`ib-`), the bootc-image-builder in it and the archived one (`bib-`), bootc 1.16.9
 (`bootc-`), osbuild 191. They were recorded in November 2026.
 """
@@ -17,7 +17,7 @@ from poclab.builders.progress import Lines
 from poclab.errors import PoclabError
 from poclab.names import printable
 
-TEXTS = Path(__file__).parents[1] / "golden/builders"
+TEXTS = Path(__file__).parents[1] / "support/builder_texts"
 LOG = Path("/l/build.log")
 STORAGE = "not in root's container storage"
 

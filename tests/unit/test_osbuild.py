@@ -523,7 +523,7 @@ def test_an_older_image_builder_is_refused_before_minutes_are_spent(
         image_builder.missing.clear()
         image_builder.host["image-builder"] = JSON
         image_builder.helps["image-builder"] = OLD_HELP
-    with pytest.raises(PoclabError, match="makes no disk above 10 GiB") as caught:
+    with pytest.raises(PoclabError, match="cannot make a disk above 10 GiB") as caught:
         Osbuild(IMAGE_BUILDER).build(replace(request_, disk_size=LARGE))
     assert "--image-size" in caught.value.why
     assert "--builder bootc-image-builder" in caught.value.fix

@@ -113,7 +113,7 @@ def test_a_step_without_a_name_keeps_the_last_one() -> None:
 def test_the_progress_of_a_whole_real_run() -> None:
     told: Told = []
     lines = Lines()
-    text = Path(__file__).parents[1] / "golden/builders/ib-failed-stage.txt"
+    text = Path(__file__).parents[1] / "support/builder_texts/ib-failed-stage.txt"
     with events.listening(listen(told)):
         for line in text.read_text().splitlines():
             lines.see(line)
