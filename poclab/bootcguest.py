@@ -32,6 +32,23 @@ _NOT_THERE = 127  # sh(1): no such command
 _BOOT_ID = re.compile(r"[0-9a-f-]{36}")  # proc_sys_kernel(5), random/boot_id
 
 
+# bootc 1.16.9 with the composefs backend (bootc_composefs/update.rs) deploys no content twice; what
+# the slot is called is Rust's `Some(Booted)`.
+_SAME_CONTENT = re.compile(r"same fs-verity digest as the existing (?:Some\()?([A-Za-z]{1,20})")
+
+
+class SameContent(Exception):
+    """The guest has a deployment with the content of the image that it was to stage.
+
+    Attributes:
+        slot: which one, "booted", "rollback" or "staged".
+    """
+
+    def __init__(self, slot: str) -> None:
+        super().__init__(slot)
+        self.slot = slot
+
+
 class BootcGuest:
     """One guest.
 
@@ -170,11 +187,14 @@ class BootcGuest:
         """Stage an image for the next boot; the system that runs is not changed.
 
         Raises:
+            SameContent: if the guest has a deployment of that content.
             PoclabError: bootc refuses, or the connection was lost: `status` says which.
         """
         events.step("bootc switch", vm=self._path)
         # The reference is made of a path or name of our own and a digest: no quoting is needed.
         done = self._do(f"exec bootc switch --transport {transport} {reference}", _WORK)
+        if done.code not in (0, _SSH_FAILED) and (same := _SAME_CONTENT.search(done.stderr)):
+            raise SameContent(same[1].lower())
         if done.code != 0:
             raise self._failed("bootc switch", done)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from poclab import config, container, disk, events, inspection, lock
+from poclab import config, container, content, disk, events, inspection, lock
 from poclab.builders.base import Builder, BuildRequest
 from poclab.builders.choose import AUTO, builder_for, named
 from poclab.builders.choose import NAMES as BUILDERS
@@ -24,6 +24,8 @@ from poclab.store import Store
 from poclab.units import format_seconds, format_size
 
 LOGS_KEPT = 10  # an image
+# The input of a version that says what a builder made of `rootfs`.
+ROOT_FILE_SYSTEM = "root_filesystem"
 _STEP = re.compile(r"^STEP ([0-9]+)/([0-9]+): (.+)$")
 # Labels that say what an image is (OCI image specification, annotations.md).
 _OCI = "org.opencontainers.image."
@@ -165,7 +167,14 @@ class _Build:
             with self._timed("check"):
                 events.step("check the disk", disk=str(built.disk))
                 size = verified_size(built.disk)
+                root = content.root_filesystem(built.disk)
+            if root not in ("", inputs.get("rootfs", "")):
+                text = f"the root file system is {root}, not {inputs.get('rootfs')}"
+                events.note(f"{text}: a disk.yaml in the image decides")
             given = {**inputs, **built.inputs}
+            if root:
+                # Beside what was asked for, which is what builds are compared by.
+                given[ROOT_FILE_SYSTEM] = root
             if args:
                 given["build_args"] = " ".join(f"{k}={v}" for k, v in sorted(args.items()))
             labels = {k: v for k, v in image.labels.items() if k.startswith(_OCI)}

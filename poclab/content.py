@@ -1,7 +1,7 @@
 """What is on a disk, as far as its partition table and first sectors tell.
 
-Used to choose the devices of a version that nobody described. The disk is poclab's own copy,
-so qemu-img may read it.
+Used to choose the devices of a version that nobody described, and to record what a builder made.
+The disk is poclab's own copy, so qemu-img may read it; what is on it is a stranger's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,28 @@ _GPT = struct.Struct("<72xQII")
 _ENTRY = struct.Struct("<16s16sQQ")
 _FIRST_SECTORS = 34  # MBR, header and 128 entries of 128 bytes
 _MAX_ENTRIES = 128
-_LOOKED_AT = 8  # partitions whose first sector is read
+_LOOKED_AT = 8  # partitions whose first sectors are read
+_LAST_SECTOR = 64 * MIB * 2048  # 64 TiB
 _ESP = UUID("C12A7328-F81F-11D2-BA4B-00A0C93EC93B").bytes_le
 # Microsoft, "PARTITION_INFORMATION_GPT": reserved and basic data partitions.
 _MS_RESERVED = UUID("E3C9E316-0B5C-4DB8-817D-F92DF00215AE").bytes_le
 _MS_DATA = UUID("EBD0A0A2-B9E5-4433-87C0-68B6B72699C7").bytes_le
+# Roots of x86-64 and AArch64 (uapi-group.org, Discoverable Partitions), and Linux data, which is
+# what osbuild's builders make of a root.
+_ROOTS = {
+    UUID("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709").bytes_le,
+    UUID("B921B045-1DF0-41C3-AF44-4C6F280D3FAE").bytes_le,
+}
+_LINUX_DATA = UUID("0FC63DAF-8483-4772-8E79-3D69D8477DE4").bytes_le
+# Where a file system has its magic number, and its label (e2fsprogs: lib/ext2fs/ext2_fs.h; Linux:
+# fs/xfs/libxfs/xfs_format.h, fs/btrfs/fs.h). All of that is in the first 130 sectors.
+_FILE_SYSTEMS = (
+    ("ext4", 1080, b"\x53\xef", 1144, 16),
+    ("xfs", 0, b"XFSB", 108, 12),
+    ("btrfs", 0x10040, b"_BHRfS_M", 0x1012B, 256),
+)
+_SUPERBLOCKS = 130
+_ROOT_LABEL = b"root"  # osbuild's (bootc-generic/imagetypes.yaml of image-builder 79.0.0)
 # The OEM name at byte 3 of a boot sector: NTFS, ReFS and BitLocker.
 _WINDOWS = (b"NTFS    ", b"ReFS\0\0\0\0", b"-FVE-FS-")
 # MBR partition types: protective, EFI system.
@@ -80,7 +97,51 @@ def judge(read: Reader, system: str = "") -> Guess:
     return found
 
 
-def _by_gpt(first: bytes, read: Reader) -> Guess:
+def root_filesystem(disk: Path) -> str:
+    """Find the type of the root file system of a qcow2 disk; empty where the disk does not tell.
+
+    Raises:
+        PoclabError: if qemu-img cannot read it.
+    """
+    return root_of(lambda sector, count: read_sectors(disk, sector, count))
+
+
+def root_of(read: Reader) -> str:
+    """Find the type of the root file system of a disk whose sectors can be read.
+
+    That of the partition which is a root by its type; else the one that all partitions for
+    Linux data have, or that of the one labelled "root".
+    """
+    first = read(0, _FIRST_SECTORS)
+    if first[_SECTOR : _SECTOR + 8] != b"EFI PART":
+        return ""
+    kinds = _partitions(first)
+    roots = [begin for kind, begin in kinds if kind in _ROOTS]
+    if roots:
+        return _file_system(read, roots[0])[0]
+    data = [begin for kind, begin in kinds if kind == _LINUX_DATA][:_LOOKED_AT]
+    found = [_file_system(read, begin) for begin in data]
+    named = [pair for pair in found if pair[1] == _ROOT_LABEL] or found
+    types = {kind for kind, _ in named}
+    return types.pop() if len(types) == 1 else ""
+
+
+def _file_system(read: Reader, begin: int) -> tuple[str, bytes]:
+    """The type and the label of a partition's file system; empty for one that is not known."""
+    if not 0 < begin < _LAST_SECTOR:
+        return "", b""
+    try:
+        head = read(begin, _SUPERBLOCKS)
+    except PoclabError:  # it is too small, or lies beyond the disk's end
+        return "", b""
+    for kind, at, magic, label, length in _FILE_SYSTEMS:
+        if head[at : at + len(magic)] == magic:
+            return kind, head[label : label + length].split(b"\0")[0]
+    return "", b""
+
+
+def _partitions(first: bytes) -> list[tuple[bytes, int]]:
+    """The type and the first sector of each partition of a GPT."""
     start, count, size = _GPT.unpack_from(first, _SECTOR)
     offset = start * _SECTOR
     kinds: list[tuple[bytes, int]] = []
@@ -92,6 +153,11 @@ def _by_gpt(first: bytes, read: Reader) -> Guess:
             kind, _, begin, _ = _ENTRY.unpack_from(first, at)
             if kind != bytes(16):
                 kinds.append((kind, begin))
+    return kinds
+
+
+def _by_gpt(first: bytes, read: Reader) -> Guess:
+    kinds = _partitions(first)
     types = {kind for kind, _ in kinds}
     if _MS_RESERVED in types:
         return Guess(Profile.WINDOWS, "its GPT has a Microsoft reserved partition")
@@ -123,7 +189,7 @@ def _by_mbr(first: bytes, read: Reader) -> Guess:
 
 
 def _is_windows(read: Reader, begin: int) -> bool:
-    if not 0 < begin < 64 * MIB * 2048:  # sectors: 64 TiB
+    if not 0 < begin < _LAST_SECTOR:
         return False
     try:
         return read(begin, 1)[3:11] in _WINDOWS

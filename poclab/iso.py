@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poclab import container, events, iso9660, outfile
-from poclab.build import naming, new_log
+from poclab.build import ROOT_FILE_SYSTEM, naming, new_log
 from poclab.builders import choose, installer, osbuild, privileged
 from poclab.builders.base import BuildRequest, Output
 from poclab.builders.choose import AUTO
@@ -102,7 +102,7 @@ def make_iso(store: Store, ref: Ref, wish: Wish) -> Iso:
             image_id=image.id,
             workdir=work,
             log=log,
-            rootfs=inputs.get("rootfs", "ext4"),
+            rootfs=inputs.get(ROOT_FILE_SYSTEM) or inputs.get("rootfs", "ext4"),
             kernel_args=tuple(inputs.get("kernel_args", "").split()),
             blueprint=wish.blueprint,
             builder_image=_builder_image(version, builder),
@@ -116,7 +116,7 @@ def make_iso(store: Store, ref: Ref, wish: Wish) -> Iso:
         made = osbuild.Osbuild(builder, version.user)
         made.check(request(log.parent))
         # Before minutes are spent; the builder merges it again with what it finds in the image.
-        _tell(wish, output, installer.merged(request(log.parent), None))
+        _tell(wish, output, installer.merged(request(log.parent), None, builder))
         if "blueprint" in inputs and wish.blueprint is None:
             events.note(f"{ref} was built with a blueprint: what it says is not in the installer")
         for name in container.remove_leftovers():

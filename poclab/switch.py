@@ -3,19 +3,21 @@
 bootc in the guest does it: it stages the version's container image for the next boot, and the next
 boot runs it, with the same /var and a merged /etc. The disk stays the VM's own, so what it was made
 from is still its `version`; what it runs is recorded beside that (`in_place`). Everything is
-checked before the guest is touched. Whatever the moment the program dies at, the guest runs its old
-system or its new one; the same command again asks the guest where it stands, and goes on there.
+checked before the guest is touched. A system that the guest ran before is booted by `bootc
+rollback`: with composefs, bootc stages nothing that it has already. Whatever the moment the program
+dies at, the guest runs its old system or its new one; the same command again asks the guest where
+it stands, and goes on there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from poclab import container, events, lock, probe, readiness
-from poclab.bootcguest import CARRIED, BootcGuest
+from poclab.bootcguest import CARRIED, BootcGuest, SameContent
 from poclab.bootcstatus import Entry, Status
 from poclab.errors import PoclabError
 from poclab.find import find_vm
@@ -39,18 +41,26 @@ class Source:
         reference: its name there. It holds what the image is (its ID or digest): bootc does nothing
             when it is asked for the name it has, whatever is behind that name by then.
         digest: the digest of its manifest as far as it is known, `sha256:HEX`.
+        deployed: digests by which the guest's bootc knows it, as recorded when it booted it.
     """
 
     transport: Transport
     reference: str
     digest: str
+    deployed: frozenset[str] = frozenset()
+
+    def known_as(self, in_place: Iterable[Deployment], version: Version) -> Source:
+        """Add what a VM's record says of a version's deployments in the guest."""
+        same = [item for item in in_place if item.version == version.ref]
+        digests = {item.image for item in same if item.digest == version.digest}
+        return replace(self, deployed=frozenset(digests - {""}))
 
     def is_of(self, entry: Entry | None) -> bool:
         """Whether a deployment in the guest is of this image."""
         if entry is None:
             return False
         named = (entry.transport, entry.reference) == (self.transport.value, self.reference)
-        return named or (self.digest != "" and entry.digest == self.digest)
+        return named or entry.digest in {self.digest, *self.deployed} - {""}
 
 
 def source_of(version: Version, transport: Transport) -> Source:
@@ -148,23 +158,27 @@ class _Work:
     def switch(self, ref: Ref, transport: Transport) -> Switched:
         """See `switch` of the module."""
         version = self._lab.store.get(ref)
-        source = source_of(version, transport)
+        source = source_of(version, transport).known_as(self._record.in_place, version)
         if transport is Transport.OCI:
             _check_image(version)
         self._guest.check_login()
         status = self._guest.status()
         if source.is_of(status.booted):
             return self._there(version, status)
-        seconds = self._to(source, status)
+        seconds = self._to(source, status, ref)
         booted = self._verified(source, ref)
         old = status.booted.digest if status.booted else ""
         self._note("switch", self._moved(version, booted, old), seconds)
         return Switched(self._record.path, ref, seconds)
 
-    def _to(self, source: Source, status: Status) -> float:
+    def _to(self, source: Source, status: Status, ref: Ref) -> float:
         """Have the guest boot an image that it does not run."""
-        if not source.is_of(status.staged):
-            self._stage(source)
+        if source.is_of(status.rollback) and not source.is_of(status.staged):
+            name = self._record.name
+            events.note(f"{name}: /etc becomes what it was when it ran {ref} last; /var stays")
+            self._queue(status)
+        elif not source.is_of(status.staged):
+            self._stage(source, ref)
             if not source.is_of(self._guest.status().staged):
                 raise PoclabError(
                     f"bootc in {self._record.path} did not stage the image",
@@ -175,9 +189,29 @@ class _Work:
         self._guest.drop_carried()
         return self._reboot()
 
-    def _stage(self, source: Source) -> None:
+    def _queue(self, status: Status) -> None:
+        """Have the guest's next boot run what it ran before, unless that is asked for already.
+
+        Asked for twice, bootc takes it back.
+
+        Raises:
+            PoclabError: if the next boot would be of something else.
+        """
+        if status.queued:
+            return
+        self._guest.rollback()
+        found = self._guest.status()
+        if not found.queued or found.staged is not None:
+            path = self._record.path
+            raise PoclabError(
+                f"bootc in {path} did not queue the rollback",
+                why="another image is staged" if found.staged else "rollbackQueued is not set",
+                fix=f"see `bootc status` there: poclab ssh {path}",
+            )
+
+    def _stage(self, source: Source, ref: Ref) -> None:
         if source.transport is Transport.REGISTRY:
-            self._guest.switch(source.transport, source.reference)
+            self._switch(source, ref)
             return
         name = CARRIED / source.reference.rpartition("/")[2]
         with self._lab.store.workdir() as work:
@@ -188,7 +222,27 @@ class _Work:
             with self._forgotten_if_that_fails():
                 self._guest.carry(layout, name)
         with self._forgotten_if_that_fails():
+            self._switch(source, ref)
+
+    def _switch(self, source: Source, ref: Ref) -> None:
+        """Stage an image that the guest can fetch.
+
+        Raises:
+            PoclabError: if bootc refuses, or has a deployment of that content.
+        """
+        path = self._record.path
+        try:
             self._guest.switch(source.transport, source.reference)
+        except SameContent as error:
+            # Another image, by its labels or times for one; else it would have been found above.
+            known = {"booted": f"what {path} runs", "rollback": f"what {path} ran before"}
+            back = error.slot == "rollback" and len(self._record.in_place) > 1
+            raise PoclabError(
+                f"{ref} has the same content as {known.get(error.slot, f'a system of {path}')}",
+                why="bootc keeps each content once, so there is nothing to switch to",
+                fix=(f"go back to that with `poclab rollback {path}`; or " if back else "")
+                + f"a clean disk of it: poclab reset {path} --to {ref.tag}",
+            ) from error
 
     @contextmanager
     def _forgotten_if_that_fails(self) -> Iterator[None]:
@@ -259,9 +313,7 @@ class _Work:
                 why="bootc in it has another system to go back to, or none",
                 fix=f"a clean disk of it: poclab reset {path} --to {old.version.tag}",
             )
-        # Asked for twice, bootc takes it back.
-        if not status.queued:
-            self._guest.rollback()
+        self._queue(status)
         seconds = self._reboot()
         if not _is(self._guest.status().booted, old):
             raise PoclabError(

@@ -15,15 +15,18 @@ from poclab.builders.base import BuildRequest
 from poclab.errors import UsageError
 from poclab.units import GIB, MIB
 
-# bootc-image-builder's own layout: a disk of 10 GiB in which 1 MiB goes to the BIOS boot
-# partition, 501 MiB to the ESP, 1 GiB to /boot and 2 MiB to the two copies of the GPT.
+# The layout of osbuild's builders (default_bootc_partition_table in image-builder 79.0.0): a disk
+# of 10 GiB in which 1 MiB goes to the BIOS boot partition, 501 MiB to the ESP, 1 GiB to /boot and
+# 2 MiB to the two copies of the GPT with the space that aligns them.
 DEFAULT_DISK = 10 * GIB
-_BESIDE_ROOT = 1528 * MIB
+BESIDE_ROOT = 1528 * MIB
 _MAX_FILE = 4 * MIB
 
 
 def merged(request: BuildRequest, user: str | None) -> dict[str, Any]:
-    """The blueprint for a request; empty when there is nothing to say.
+    """Merge the blueprint for a request; empty when there is nothing to say.
+
+    The disk's size is not in it: `sized` adds it for programs that take it from there.
 
     Args:
         request: what to build.
@@ -38,8 +41,8 @@ def merged(request: BuildRequest, user: str | None) -> dict[str, Any]:
         kernel = table(custom, "kernel")
         kernel["append"] = " ".join([*str(kernel.get("append", "")).split(), *request.kernel_args])
         custom["kernel"] = kernel
-    if request.disk_size is not None and request.disk_size > DEFAULT_DISK:
-        _set_size(custom, request.disk_size)
+    if wants_size(request):
+        _check_size(custom)
     if user is not None:
         add_user(custom, user)
     if custom:
@@ -86,18 +89,40 @@ def load(path: Path) -> dict[str, Any]:
     return blueprint
 
 
-def _set_size(custom: dict[str, Any], size: int) -> None:
-    """Ask for a disk of a size: by the root's least size, or the disk's where it is laid out."""
-    if "disk" in custom:
-        disk = table(custom, "disk")
-        if "minsize" in disk:
-            raise _twice("customizations.disk.minsize")
-        custom["disk"] = {**disk, "minsize": size}
-        return
+def wants_size(request: BuildRequest) -> bool:
+    """Tell whether a request is for a disk that is larger than the builders' own."""
+    size = None if request.output.iso else request.disk_size
+    return size is not None and size > DEFAULT_DISK
+
+
+def lays_out(blueprint: dict[str, Any]) -> bool:
+    """Tell whether a blueprint lays the disk out itself (customizations.disk)."""
+    return "disk" in table(blueprint, "customizations")
+
+
+def sized(blueprint: dict[str, Any], size: int) -> dict[str, Any]:
+    """Add a disk's size: as the root's least size, or as the disk's where it is laid out.
+
+    Args:
+        blueprint: a blueprint that `merged` made.
+        size: bytes of the disk.
+    """
+    custom = table(blueprint, "customizations")
+    if lays_out(blueprint):
+        custom["disk"] = {**table(custom, "disk"), "minsize": size}
+    else:
+        root = {"mountpoint": "/", "minsize": size - BESIDE_ROOT}
+        custom["filesystem"] = [*listed(custom, "filesystem"), root]
+    return {**blueprint, "customizations": custom}
+
+
+def _check_size(custom: dict[str, Any]) -> None:
+    """Check that a blueprint leaves the disk's size to image.yaml."""
+    if "minsize" in table(custom, "disk"):
+        raise _twice("customizations.disk.minsize")
     filesystems = listed(custom, "filesystem")
     if any(isinstance(entry, dict) and entry.get("mountpoint") == "/" for entry in filesystems):
         raise _twice("customizations.filesystem")
-    custom["filesystem"] = [*filesystems, {"mountpoint": "/", "minsize": size - _BESIDE_ROOT}]
 
 
 def _twice(key: str) -> UsageError:

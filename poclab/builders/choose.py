@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from poclab import container
-from poclab.builders import osbuild, source
+from poclab.builders import osbuild, privileged, source
 from poclab.builders.base import ANACONDA_ISO, GENERIC_ISO, Builder, Output
 from poclab.builders.bootc import Bootc
 from poclab.builders.direct import Direct
@@ -38,8 +41,9 @@ def builder_for(
     """Choose a builder.
 
     `auto` goes by what the image is (no bootc image: direct; a bootc image of Debian's family:
-    bootc) and by what is there: image-builder of the host, a builder's image in root's storage,
-    else the image of bootc-image-builder from its registry.
+    bootc) and by what is there: image-builder of the host, an image of image-builder or of
+    bootc-image-builder in root's storage, else the one that the environment names or the image of
+    image-builder, from its registry.
 
     Args:
         name: "auto" or a builder's name.
@@ -101,17 +105,37 @@ def for_iso(output: Output | None, name: str, installer: str | None) -> tuple[Ou
 
 
 def _there(builder_image: str | None) -> tuple[str, str]:
-    """The builder on osbuild that is there, or empty, and why.
+    """Find the builder on osbuild that is there, or empty, and why.
 
-    An image on a registry counts as to be had: only podman can tell, and says so when it cannot.
+    image-builder goes first: bootc-image-builder's repository was archived on 2026-06-18, and its
+    program is a part of image-builder since. An image on a registry counts as to be had: only
+    podman can tell, and says so when it cannot.
     """
-    if builder_image is None:
-        image = osbuild.builder_image(IMAGE_BUILDER)
-        if not image:
-            return IMAGE_BUILDER, "it is a bootc image, and this host has image-builder"
+    if builder_image is not None:
+        return _of_image(builder_image)
+    images = {name: osbuild.builder_image(name) for name in (IMAGE_BUILDER, BIB)}
+    if not images[IMAGE_BUILDER]:
+        return IMAGE_BUILDER, "it is a bootc image, and this host has image-builder"
+    for name, image in images.items():
         if container.exists(image, root=True):
-            return IMAGE_BUILDER, f"it is a bootc image, and {shown(image, 200)} is there"
-    image = osbuild.builder_image(BIB, builder_image)
-    if osbuild.is_local(image) and not container.exists(image, root=True):
-        return "", f"the builder image {shown(image, 200)} is not in root's storage"
-    return BIB, f"the image has the label {source.LABEL}=1"
+            return name, f"it is a bootc image, and {shown(image, 200)} is there"
+    # None is here: whoever named one means that one.
+    named = [name for name in images if os.environ.get(osbuild.VARIABLES[name])]
+    for name in named or [IMAGE_BUILDER]:
+        if not osbuild.is_local(images[name]):
+            return name, f"the image has the label {source.LABEL}=1"
+    return "", _missing(images[named[0]])
+
+
+def _of_image(image: str) -> tuple[str, str]:
+    """Find the builder in the image that image.yaml names, as far as it is known here."""
+    why = f"the image has the label {source.LABEL}=1"
+    if not container.exists(image, root=True):
+        return ("", _missing(image)) if osbuild.is_local(image) else (BIB, why)
+    words = privileged.entrypoint(image)
+    own = bool(words) and Path(words[0]).name == IMAGE_BUILDER
+    return (IMAGE_BUILDER if own else BIB), why
+
+
+def _missing(image: str) -> str:
+    return f"the builder image {shown(image, 200)} is not in root's storage"

@@ -35,6 +35,7 @@ class Setup:
         root: whether the caller is root already; sudo goes before the command if not.
         progress: the value of `--progress`.
         clear_entrypoint: whether the image has an entrypoint that is in the way.
+        root_size: the root's least size in bytes for image-builder, or None.
         family_args: what `bootc install to-disk` needs for this family of distributions.
     """
 
@@ -47,6 +48,7 @@ class Setup:
     root: bool = True
     progress: str = "debug"
     clear_entrypoint: bool = False
+    root_size: int | None = None
     family_args: tuple[str, ...] = ()
 
 
@@ -86,6 +88,7 @@ def image_builder(request: BuildRequest, setup: Setup) -> list[str]:
         *(("--bootc-installer-payload-ref", request.image) if request.installer else ()),
         *("--bootc-default-fs", request.rootfs),
         *(("--blueprint", config) if setup.config else ()),
+        *(() if setup.root_size is None else ("--image-size", str(setup.root_size))),
         *("--output-dir", output, "--output-name", request.output.file),
         f"--progress={setup.progress}",
         *request.builder_args,

@@ -22,8 +22,10 @@ from poclab.names import shown
 
 _MAX_FILE = 1024**2
 # The customizations that an installer takes; the others are of disks (supported_options_iso of
-# bootc-generic/imagetypes.yaml in osbuild/images; `iso` in the archived bootc-image-builder).
-_TAKEN = {"fips", "group", "installer", "iso", "kernel", "user"}
+# bootc-generic/imagetypes.yaml in image-builder 79.0.0).
+_TAKEN = {"fips", "group", "installer", "kernel", "user"}
+# The program that takes `iso` too, both the archived one and the one in image-builder.
+_TAKES_ISO = "bootc-image-builder"
 # Commands that say what to install; the builder adds the one for the container image.
 _SOURCES = {
     "bootc", "cdrom", "harddrive", "hmc", "liveimg", "nfs", "ostreecontainer", "ostreesetup", "url",
@@ -80,12 +82,13 @@ def source_line(text: str) -> tuple[int, str] | None:
     return None
 
 
-def merged(request: BuildRequest, user: str | None) -> dict[str, Any]:
-    """The blueprint for an installer; empty when there is nothing to say.
+def merged(request: BuildRequest, user: str | None, builder: str) -> dict[str, Any]:
+    """Merge the blueprint for an installer; empty when there is nothing to say.
 
     Args:
         request: what to build.
         user: a login to add, or None; a kickstart makes its users itself.
+        builder: the name of the program that gets it.
 
     Raises:
         UsageError: the blueprint cannot be read, is one for disks, or contradicts the kickstart.
@@ -95,7 +98,7 @@ def merged(request: BuildRequest, user: str | None) -> dict[str, Any]:
         return {}
     base = blueprint.merged(replace(request, disk_size=None), None)
     custom = blueprint.table(base, "customizations")
-    _check_taken(custom)
+    _check_taken(custom, builder)
     settings = blueprint.table(custom, "installer")
     _set_kickstart(settings, request, str(blueprint.table(custom, "kernel").get("append", "")))
     custom["installer"] = settings
@@ -138,8 +141,14 @@ def _only_the_image_says(request: BuildRequest) -> None:
             )
 
 
-def _check_taken(custom: dict[str, Any]) -> None:
-    if wrong := sorted(custom.keys() - _TAKEN):
+def _check_taken(custom: dict[str, Any], builder: str) -> None:
+    if "iso" in custom and builder != _TAKES_ISO:
+        raise UsageError(
+            f"{builder} does not support customizations.iso",
+            why=f"only {_TAKES_ISO} does",
+            fix=f"leave it out, or use --builder {_TAKES_ISO}",
+        )
+    if wrong := sorted(custom.keys() - _TAKEN - {"iso"}):
         raise UsageError(
             f"an installer takes no customizations.{wrong[0]}",
             why="that is for disks",

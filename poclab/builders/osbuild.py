@@ -24,7 +24,7 @@ from poclab.builders.contracts import Setup
 from poclab.builders.progress import Lines, Progress, watching
 from poclab.errors import PoclabError, UsageError
 from poclab.names import shown
-from poclab.run import CommandFailed, runner
+from poclab.run import CommandFailed, Result, runner
 from poclab.units import GIB, format_size
 
 BIB = "bootc-image-builder"
@@ -35,8 +35,11 @@ BIB_VARIABLE = "POCLAB_BIB_IMAGE"
 IMAGE_BUILDER_VARIABLE = "POCLAB_IMAGE_BUILDER_IMAGE"
 VARIABLES = {BIB: BIB_VARIABLE, IMAGE_BUILDER: IMAGE_BUILDER_VARIABLE}
 _DEPRECATED = ("--local", "--tls-verify")
-# `--progress=file` is there from this version of image-builder on.
+# `--progress=file` and `--image-size` are there from this version of image-builder on.
 _PROGRESS_FILE = 75
+# The root's least size, whatever it is called (manifestForDisk in pkg/distro/generic).
+_IMAGE_SIZE = "--image-size"
+_MAX_HELP = 256 * 1024
 
 
 Argv = Callable[[BuildRequest, Setup], list[str]]
@@ -111,6 +114,7 @@ class Osbuild:
     def check(self, request: BuildRequest) -> None:
         """See that podman is there and root can be had; see `Builder.check`."""
         check_args(request.builder_args, self.name)
+        check_size(request)
         check_output(request, self.name)
         privileged.check(self.name, "podman")
 
@@ -141,13 +145,15 @@ class Osbuild:
         inside = source.look_inside(request)
         source.check_os_release(inside.os_release)
         merged = self._blueprint(request, inside)
+        if request.installer is not None:
+            _bring_installer(request.installer, request.workdir)
+        program = self._program(request)
+        merged, root_size = _sized(request, merged, program)
         container.copy_to_root(request.image_id, request.image, request.workdir)
         # The builder goes by name: what it finds must be what was built.
         if container.inspect(request.image, root=True).id != request.image_id:
             raise PoclabError(f"{request.image} became another image meanwhile", fix="build again")
-        if request.installer is not None:
-            _bring_installer(request.installer, request.workdir)
-        return _run(request, merged, self._program(request))
+        return _run(request, merged, program, root_size)
 
     def _blueprint(self, request: BuildRequest, inside: source.Inside) -> dict[str, Any]:
         user = None if self.user in (None, "root", *inside.users) else self.user
@@ -159,7 +165,7 @@ class Osbuild:
                 why="osbuild makes those of Fedora, CentOS Stream and RHEL alone",
                 fix="install with the container itself: bootc install to-disk",
             )
-        merged = installer.merged(request, user)
+        merged = installer.merged(request, user, self.name)
         if request.output.takes_kickstart and not installer.has_login(merged):
             events.warning(
                 "nobody is given a password or a key: only logins of the image itself will work"
@@ -196,6 +202,21 @@ def check_args(args: tuple[str, ...], name: str = BIB) -> None:
                 f"builder_args: {option} is set by poclab",
                 fix="use rootfs, disk and blueprint of image.yaml instead",
             )
+
+
+def check_size(request: BuildRequest) -> None:
+    """Check that the disk's size is given once.
+
+    Raises:
+        UsageError: if builder_args has it too.
+    """
+    given = {arg.partition("=")[0] for arg in request.builder_args}
+    if _IMAGE_SIZE in given and blueprint.wants_size(request):
+        raise UsageError(
+            "the disk's size is set twice",
+            why=f"image.yaml has disk, and builder_args has {_IMAGE_SIZE}",
+            fix="keep one of them",
+        )
 
 
 def check_output(request: BuildRequest, name: str) -> None:
@@ -302,17 +323,11 @@ def probe(image: str) -> Program:
     """
     words = privileged.entrypoint(image)
     kind = Path(words[0]).name if words else ""
-    name = container.container_name("probe")
-    argv = [*container.podman(root=True), "run", "--rm", "--pull=never", "--network=none"]
-    argv += ["--name", name]
-    try:
-        # image-builder prints JSON when told to; bootc-image-builder has no such option.
-        form = () if kind == BIB else ("--format", "json")
-        done = runner().run([*argv, image, "version", *form], check=False, timeout=120)
-        if done.code != 0 and form:
-            done = runner().run([*argv, image, "version"], check=False, timeout=120)
-    finally:
-        container.remove_container(name, root=True)
+    # image-builder prints JSON when told to; bootc-image-builder has no such option.
+    form = () if kind == BIB else ("--format", "json")
+    done = _asked(image, "version", *form)
+    if done.code != 0 and form:
+        done = _asked(image, "version")
     said, version = told_version(done.stdout if done.code == 0 else "")
     if kind not in CONTRACTS:
         kind = said
@@ -323,6 +338,31 @@ def probe(image: str) -> Program:
             fix="name an image of bootc-image-builder or image-builder as builder_image",
         )
     return Program(kind, image, version)
+
+
+def _asked(image: str, *words: str) -> Result:
+    """Run a builder's program in its container, without anything of this host."""
+    name = container.container_name("probe")
+    argv = [*container.podman(root=True), "run", "--rm", "--pull=never", "--network=none"]
+    try:
+        return runner().run([*argv, "--name", name, image, *words], check=False, timeout=120)
+    finally:
+        container.remove_container(name, root=True)
+
+
+def takes_size(program: Program) -> bool:
+    """Ask image-builder whether it takes a size for the disk.
+
+    Its `build --help` tells, and no version: one that was built from its main branch can call
+    itself version 1. That costs the start of a container, so it is asked only when it matters.
+    """
+    words = ("build", "--help")
+    if program.image:
+        done = _asked(program.image, *words)
+    else:
+        done = runner().run([IMAGE_BUILDER, *words], check=False, timeout=60)
+    said = (done.stdout + done.stderr)[:_MAX_HELP]
+    return re.search(rf"^ +{_IMAGE_SIZE}\b", said, re.MULTILINE) is not None
 
 
 def host_program() -> Program:
@@ -362,7 +402,35 @@ def progress_form(program: Program) -> str:
 # --- the run ----------------------------------------------------------------------------
 
 
-def _run(request: BuildRequest, merged: dict[str, Any], program: Program) -> Built:
+def _sized(
+    request: BuildRequest, merged: dict[str, Any], program: Program
+) -> tuple[dict[str, Any], int | None]:
+    """Settle how a program is told the disk's size: the blueprint, and the root's least size.
+
+    image-builder refuses the blueprint's `filesystem` for disks (since November 2025), where
+    bootc-image-builder warns of it and does it. Both take that of `disk`.
+
+    Raises:
+        PoclabError: if this image-builder takes no size.
+    """
+    if not blueprint.wants_size(request) or request.disk_size is None:
+        return merged, None
+    if program.kind == BIB or blueprint.lays_out(merged):
+        return blueprint.sized(merged, request.disk_size), None
+    if takes_size(program):
+        return merged, request.disk_size - blueprint.BESIDE_ROOT
+    which = program.image or "the image-builder of this host"
+    raise PoclabError(
+        f"{which} cannot make a disk above {format_size(blueprint.DEFAULT_DISK)}",
+        why=f"it has no {_IMAGE_SIZE} (version {program.version or 'unknown'})",
+        fix=f"use image-builder {_PROGRESS_FILE} or later, or --builder {BIB}; "
+        "or leave `disk` out: a VM's disk can be larger than its version's",
+    )
+
+
+def _run(
+    request: BuildRequest, merged: dict[str, Any], program: Program, root_size: int | None
+) -> Built:
     contract = CONTRACTS[program.kind]
     target = request.workdir / request.output.file
     with privileged.output_tree(request.workdir) as output:
@@ -375,6 +443,7 @@ def _run(request: BuildRequest, merged: dict[str, Any], program: Program) -> Bui
             owner=f"{os.getuid()}:{os.getgid()}",
             root=os.geteuid() == 0,
             progress=progress_form(program),
+            root_size=root_size,
         )
         lines, code = _watched(request, program, setup)
         if code != 0:

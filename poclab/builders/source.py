@@ -120,7 +120,8 @@ def fields(text: str) -> dict[str, str]:
 def check_os_release(text: str) -> None:
     """See that os-release names the distribution in a way osbuild takes.
 
-    It makes a distribution's name of ID and VERSION_ID, which has to be MAJOR or MAJOR.MINOR.
+    It makes a distribution's name of ID and VERSION_ID, which has to be MAJOR or MAJOR.MINOR, and
+    wants a NAME too (validateOSRelease in pkg/bib/osinfo of image-builder 79.0.0).
 
     Raises:
         PoclabError: one of them is missing or of another form.
@@ -130,6 +131,12 @@ def check_os_release(text: str) -> None:
         raise PoclabError(
             "the container image has no os-release with an ID",
             fix="base it on a bootc image, or use builder: direct",
+        )
+    if "NAME" not in found:
+        raise PoclabError(
+            "the container image's os-release has no NAME",
+            why="the builder refuses it",
+            fix="set NAME in /usr/lib/os-release, or use builder: direct",
         )
     version = found.get("VERSION_ID", "")
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", version):

@@ -38,6 +38,7 @@ def df(form: OutputOption = Format.TABLE) -> None:
     output.listing(rows, output.SPACE, form, lambda row: row.name)
     if form is Format.TABLE and not context.options().quiet:
         output.tell(_summary(rows))
+        _tell_builder_cache()
 
 
 def _summary(rows: list[SpaceRow]) -> str:
@@ -49,6 +50,23 @@ def _summary(rows: list[SpaceRow]) -> str:
     if garbage.unique is None:
         return f"{text}; garbage: {output.size(garbage.allocated)}"
     return f"{text}; `poclab gc` would free {output.size(garbage.unique)}"
+
+
+def _tell_builder_cache(*, how: bool = False) -> None:
+    """Name the cache of this machine's image-builder, which is no part of poclab's own figures.
+
+    Args:
+        how: say how to empty it.
+    """
+    from poclab.builders import cache
+
+    found = cache.look()
+    if found is None:
+        return
+    size = f"up to {output.size(cache.MOST)}" if found.size is None else output.size(found.size)
+    text = f"{size} more in image-builder's cache on this machine, {found.path}"
+    more = f"; to empty it while nothing is built: sudo rm -r {found.path}" if how else ""
+    output.tell(text + more)
 
 
 def gc(
@@ -82,6 +100,8 @@ def gc(
         output.listing(
             found, _REMOVALS, form, lambda row: row.name, empty="there is nothing to remove"
         )
+        if form is Format.TABLE and not context.options().quiet:
+            _tell_builder_cache(how=True)
         if dry_run or not found:
             _tell_sum("would free", [row.frees for row in found])
             return

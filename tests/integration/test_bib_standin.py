@@ -5,6 +5,7 @@ See tests/support/builder_standin/README.md for what the stand-in keeps of the b
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -65,6 +66,7 @@ def test_a_version_with_a_real_disk(world: World) -> None:
     assert version.size < 100 << 20
     assert version.origin.builder == "bootc-image-builder"
     assert version.origin.inputs["builder_image"] == make.IMAGE
+    assert version.origin.inputs["root_filesystem"] == "ext4"
     assert version.user == "anna"
 
     disk = raw(world, version.digest)
@@ -82,7 +84,10 @@ def test_a_version_with_a_real_disk(world: World) -> None:
 
     texts = [event.text for event in seen if event.kind == "progress"]
     assert "Manifest generation step" in texts
+    assert all(texts)  # steps without a name keep the last one
     assert any(event.data.get("total") == 8.0 for event in seen if event.kind == "progress")
+    # What `disk` becomes is not supported there, and done all the same.
+    assert [event.text for event in seen if event.kind == "warning"] == []
     (log,) = world.logs.iterdir()
     assert "pulse: Disk image building step" in log.read_text()
     assert not list(world.pool.root.glob("staging.*"))
@@ -99,6 +104,21 @@ def test_an_image_that_is_not_bootc(world: World) -> None:
     assert world.nothing_left()
 
 
+def test_a_layout_in_the_image_goes_before_rootfs(world: World) -> None:
+    root = {"payload": {"type": "ext4", "mountpoint": "/"}}
+    layout = json.dumps({"partition_table": {"partitions": [root]}}).encode()
+    world.put("usr/lib/image-builder/bootc/disk.yaml", layout)
+    image = world.define(BIB + "rootfs: xfs\n")
+    version, seen = world.build(image)
+    # What was asked for is an input; what was built is beside it.
+    inputs = version.origin.inputs
+    assert (inputs["rootfs"], inputs["root_filesystem"]) == ("xfs", "ext4")
+    notes = [event.text for event in seen if event.kind == "note"]
+    assert "the root file system is ext4, not xfs: a disk.yaml in the image decides" in notes
+    again, _ = world.build(image)
+    assert again == version
+
+
 def test_a_blueprint_the_builder_refuses(world: World) -> None:
     (world.directory / "blueprint.toml").write_text("[customizations]\nno-such-key = 1\n")
     with pytest.raises(PoclabError, match="bootc-image-builder failed") as caught:
@@ -108,6 +128,30 @@ def test_a_blueprint_the_builder_refuses(world: World) -> None:
     (log,) = world.logs.iterdir()
     assert str(log) in caught.value.what
     assert "unknown keys" in log.read_text()
+    assert world.nothing_left()
+
+
+def test_a_blueprint_key_that_the_builder_leaves_out(world: World) -> None:
+    (world.directory / "blueprint.toml").write_text('[customizations]\nhostname = "web"\n')
+    version, seen = world.build(world.define(BIB))
+    assert version.virtual_size == 10 * GIB
+    warnings = [event.text for event in seen if event.kind == "warning"]
+    assert warnings == [
+        "the builder ignores customizations.hostname of the blueprint: set it in the Containerfile"
+    ]
+    # The warning and the next line are one.
+    assert "Done generating manifest" in [event.text for event in seen]
+
+
+def test_a_failed_stage_of_osbuild(world: World) -> None:
+    (world.directory / "rootfs/sbin/init").unlink()
+    with pytest.raises(PoclabError, match="bootc-image-builder failed") as caught:
+        build_image(world.store, world.define(BIB), "v1", uri=URI)
+    assert "org.osbuild.bootc.install-to-filesystem: PoclabError: " in caught.value.why
+    assert "has no init" in caught.value.why
+    assert "Failed" not in caught.value.why
+    assert "SELinux" not in str(caught.value)  # an earlier stage spoke of it
+    assert "loop" not in caught.value.fix
     assert world.nothing_left()
 
 
@@ -180,13 +224,13 @@ def test_a_killed_build_is_cleaned_up_by_the_next(world: World) -> None:
 
 
 def standin_says(*argv: str, options: tuple[str, ...] = ("--privileged",)) -> str:
-    """Run the stand-in by hand; gives its last line, which must be an error."""
+    """Run the stand-in by hand; gives its error, with what follows."""
     command = ["podman", "run", "--rm", "--pull=never", *options, make.IMAGE, *argv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert re.match(r"[0-9/]{10} [0-9:]{8} error: ", last)
-    return last
+    found = re.search(r"^[0-9/]{10} [0-9:]{8} error: .*", done.stderr, re.MULTILINE | re.DOTALL)
+    assert found, done.stderr
+    return found[0]
 
 
 def test_the_standins_own_refusals(standin: str, tmp_path: Path) -> None:

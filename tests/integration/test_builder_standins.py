@@ -61,11 +61,11 @@ def in_disk(world: World, version: Version, name: str) -> str:
 
 
 def test_image_builder_in_its_container_and_what_is_built_already(world: World) -> None:
-    image = world.define(IMAGE_BUILDER + "kernel_args: [marker=1]\nuser: anna\n")
+    image = world.define(IMAGE_BUILDER + "kernel_args: [marker=1]\nuser: anna\ndisk: 12GiB\n")
     version, seen = world.build(image)
-    assert version.virtual_size == 10 * GIB
+    assert version.virtual_size == 12 * GIB
     inputs = version.origin.inputs
-    assert (inputs["program"], inputs["program_version"]) == ("image-builder", "76")
+    assert (inputs["program"], inputs["program_version"]) == ("image-builder", "79")
     assert inputs["builder_digest"].startswith("sha256:")
     text = in_disk(world, version, "/etc/passwd")
     assert "anna:x:1000:" in text
@@ -94,9 +94,18 @@ def test_image_builder_of_the_host_is_found(world: World, monkeypatch: pytest.Mo
     version, seen = world.build(image)
     assert "this host has image-builder" in notes(seen)[0]
     assert version.origin.builder == "image-builder"
-    assert version.origin.inputs["builder_version"] == "76"
+    assert version.origin.inputs["builder_version"] == "79"
     assert "VERSION-OF-THE-TEST" in in_disk(world, version, "/usr/share/version")
     assert not list(world.pool.root.glob("staging.*"))
+
+
+def test_a_blueprint_key_that_image_builder_refuses(world: World) -> None:
+    (world.directory / "blueprint.toml").write_text('[customizations]\nhostname = "web"\n')
+    with pytest.raises(PoclabError, match="image-builder failed") as caught:
+        world.build(world.define(IMAGE_BUILDER))
+    assert "it does not support customizations.hostname" in caught.value.why
+    assert "take customizations.hostname out of the blueprint" in caught.value.fix
+    assert world.nothing_left()
 
 
 @pytest.mark.parametrize("how", ["container", "host"])

@@ -82,7 +82,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, standin: None) -> Iterator[W
         patch.delenv(osbuild.IMAGE_BUILDER_VARIABLE, raising=False)
         with builds.world(tmp_path_factory.mktemp("world"), patch) as world:
             world.build(world.define(DIRECT))
-            world.put("usr/lib/os-release", b'ID=debian\nVERSION_ID="12"\n')
+            world.put("usr/lib/os-release", b'NAME=Debian\nID=debian\nVERSION_ID="12"\n')
             world.build(world.define(DIRECT), "v2")
             yield world
 

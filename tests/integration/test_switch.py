@@ -221,6 +221,40 @@ def test_rollback_boots_what_it_booted_before(site: Site) -> None:
     assert site.deployments()["rollback"]["image"]["image"]["transport"] == "oci"
 
 
+def test_switching_to_what_it_ran_before_is_a_rollback(site: Site) -> None:
+    running = site.deployments()["booted"]
+    site.stop(site.switch, 1, "bootc rollback")
+    assert site.deployments()["rollbackQueued"] is False
+    site.stop(site.switch, 3, "reboot")
+    assert site.deployments()["rollbackQueued"] is True
+    # Asked for twice bootc would take it back.
+    site.stop(site.switch, 3, "record")
+    assert site.deployments()["rollback"] == running
+    assert site.shown() == ("site:v1", "")
+    done = site.host.poclab(*site.switch)
+    assert (site.page(), site.shown()) == ("v3", ("site:v1", "site:v3"))
+    assert site.history()[-1] == ("switch", "site:v3")
+    # The first system is of no image of poclab's storage: its record says what it is.
+    done = site.host.poclab("switch", site.vm, "--to", "v1", "--yes")
+    assert "web: /etc becomes what it was when it ran site:v1 last" in done.stderr
+    assert (site.page(), site.shown()) == ("v1", ("site:v1", ""))
+    assert site.deployments()["booted"] == running
+    assert left(site) == []
+
+
+def test_an_image_of_the_same_content(site: Site) -> None:
+    bootc_standin.build_twin(site.host, "same1", "v1")
+    bootc_standin.build_twin(site.host, "same3", "v3")
+    said = refused(site, "switch", site.vm, "--to", "same1", "--yes")
+    assert f"site:same1 has the same content as what {site.vm} runs" in said
+    assert f"poclab reset {site.vm} --to same1" in said
+    said = refused(site, "switch", site.vm, "--to", "same3", "--yes")
+    assert f"site:same3 has the same content as what {site.vm} ran before" in said
+    assert f"poclab rollback {site.vm}" in said
+    for tag in ("same1", "same3"):
+        site.host.poclab("image", "rm", f"site:{tag}", "--yes")
+
+
 def test_a_commit_says_what_was_switched_to(site: Site) -> None:
     site.host.poclab(*site.rollback)
     assert site.shown() == ("site:v1", "site:v3")

@@ -28,7 +28,7 @@ GIB = 1024**3
 FILES = {
     "usr/lib/modules/6.1.0/vmlinuz": b"MZ" + bytes(range(256)) * 400,
     "usr/lib/modules/6.1.0/initramfs.img": b"070701" * 5000,
-    "usr/lib/os-release": b'ID=poclab-test\nVERSION_ID="1"\n',
+    "usr/lib/os-release": b'NAME=Test\nID=poclab-test\nVERSION_ID="1"\n',
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
     "etc/group": b"root:x:0:\nwheel:x:10:\n",
     "sbin/init": b"#!/bin/sh\n",

@@ -16,7 +16,7 @@ INITRAMFS = "usr/lib/modules/6.1.0/initramfs.img"
 BOOTC_FILES = {
     KERNEL: b"MZ kernel",
     INITRAMFS: b"initramfs",
-    "usr/lib/os-release": b'ID=fedora\nVERSION_ID="44"\n',
+    "usr/lib/os-release": b'NAME="Fedora Linux"\nID=fedora\nVERSION_ID="44"\n',
     "etc/passwd": b"root:x:0:0::/root:/bin/sh\nadmin:x:1000:1000::/home/admin:/bin/sh\n",
 }
 
@@ -38,6 +38,7 @@ class FakePodman(Runner):
         images: ID and labels by name.
         entrypoints: an image's entrypoint by name.
         versions: what `version` in a builder's image prints, by name.
+        helps: what `build --help` prints there, by name; of the host's program, by that.
         registry: images that can be pulled.
         missing: programs that are not on this host.
         host: what programs of this host print, by name.
@@ -51,6 +52,7 @@ class FakePodman(Runner):
         self.images: dict[str, tuple[str, dict[str, str]]] = {}
         self.entrypoints: dict[str, list[str]] = {}
         self.versions: dict[str, str] = {}
+        self.helps: dict[str, str] = {}
         self.registry: set[str] = set()
         self.missing = {"image-builder"}
         self.host: dict[str, str] = {}
@@ -82,7 +84,8 @@ class FakePodman(Runner):
         if words[0] == "sudo":
             words = words[1:]
         if words[0] in self.host:
-            return Result(tuple(words), 0, self.host[words[0]], "")
+            known = self.helps if words[-1] == "--help" else self.host
+            return Result(tuple(words), 0, known.get(words[0], ""), "")
         if words[0] != "podman":
             return super().run(words, **options)
         self.calls.append(words)
@@ -140,6 +143,9 @@ class FakePodman(Runner):
             if data is None:
                 return 125, "", "Error: no such file"
             Path(words[3]).write_bytes(data)
+        if words[1] == "run" and words[-1] == "--help":
+            text = self.helps.get(words[-3], "")
+            return (0 if text else 1), text, ""
         if words[1] == "run" and "version" in words:
             text = self.versions.get(words[words.index("version") - 1], "")
             return (0 if text else 1), text, ""

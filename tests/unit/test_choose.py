@@ -57,13 +57,75 @@ def test_image_builder_of_the_host_goes_first(podman: FakePodman) -> None:
     [
         ([osbuild.IMAGE_BUILDER_IMAGE, osbuild.BIB_IMAGE], "image-builder"),
         ([osbuild.BIB_IMAGE], "bootc-image-builder"),
-        ([], "bootc-image-builder"),
+        ([], "image-builder"),
     ],
 )
 def test_the_builder_image_that_is_there(podman: FakePodman, there: list[str], name: str) -> None:
     for image in there:
         podman.add(image)
     assert chosen()[0] == name
+
+
+@pytest.mark.parametrize(
+    ("bib", "image_builder", "there", "name"),
+    [
+        # Who named one means that one, wherever it is.
+        ("mirror.example/bib:1", "", [], "bootc-image-builder"),
+        ("", "mirror.example/ib:1", [], "image-builder"),
+        ("mirror.example/bib:1", "mirror.example/ib:1", [], "image-builder"),
+        (
+            "mirror.example/bib:1",
+            "mirror.example/ib:1",
+            ["mirror.example/bib:1"],
+            "bootc-image-builder",
+        ),
+        ("localhost/bib", "", ["localhost/bib"], "bootc-image-builder"),
+        ("localhost/bib", "", ["localhost/bib", osbuild.IMAGE_BUILDER_IMAGE], "image-builder"),
+        ("localhost/bib", "localhost/ib", ["localhost/ib"], "image-builder"),
+    ],
+)
+def test_a_builder_image_that_the_environment_names(
+    podman: FakePodman,
+    monkeypatch: pytest.MonkeyPatch,
+    bib: str,
+    image_builder: str,
+    there: list[str],
+    name: str,
+) -> None:
+    for variable, image in (
+        (osbuild.BIB_VARIABLE, bib),
+        (osbuild.IMAGE_BUILDER_VARIABLE, image_builder),
+    ):
+        if image:
+            monkeypatch.setenv(variable, image)
+    for image in there:
+        podman.add(image)
+    assert chosen()[0] == name
+
+
+def test_a_named_builder_image_that_is_nowhere(
+    podman: FakePodman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(osbuild.BIB_VARIABLE, "localhost/bib")
+    name, why = chosen()
+    assert name == "direct"
+    assert "'localhost/bib' is not in root's storage" in why
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "name"),
+    [
+        ("/usr/bin/image-builder", "image-builder"),
+        ("/usr/bin/bootc-image-builder", "bootc-image-builder"),
+        ("/entrypoint.sh", "bootc-image-builder"),
+    ],
+)
+def test_a_builder_image_that_is_there_says_what_it_is(
+    podman: FakePodman, entrypoint: str, name: str
+) -> None:
+    podman.add("mirror.example/any:1")
+    podman.entrypoints["mirror.example/any:1"] = [entrypoint]
+    assert chosen(builder_image="mirror.example/any:1")[0] == name
 
 
 def test_a_builder_image_of_ones_own(podman: FakePodman) -> None:

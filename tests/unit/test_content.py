@@ -112,3 +112,64 @@ def test_sectors_are_the_guest_s(tmp_path: Path) -> None:
     assert disk.read_sectors(path, 3, 2) == bytes([3]) * 512 + bytes([4]) * 512
     with pytest.raises(PoclabError, match="cannot be read"):
         disk.read_sectors(path, 1 << 30, 1)
+
+
+# --- the root's file system -----------------------------------------------------------------
+
+ROOT = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
+BOOT = "BC13C2FF-59E6-4262-A352-B275FD6F7172"
+EXT4 = bytes(1080) + b"\x53\xef"
+XFS = b"XFSB"
+BTRFS = bytes(0x10040) + b"_BHRfS_M"
+
+
+def labelled(kind: bytes, offset: int, label: bytes) -> bytes:
+    """A file system's first bytes, with a label."""
+    return kind.ljust(offset, b"\0") + label
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        # As osbuild lays it out: /boot is ext4 whatever the root is.
+        (gpt((BIOS_BOOT, b""), (ESP, FAT), (BOOT, EXT4), (LINUX, XFS)), "xfs"),
+        (gpt((ESP, FAT), (BOOT, EXT4), (LINUX, BTRFS)), "btrfs"),
+        (gpt((ESP, FAT), (LINUX, EXT4)), "ext4"),
+        # As systemd-repart and bootc do: the type says which one it is.
+        (gpt((ESP, FAT), (LINUX, EXT4), (ROOT, XFS)), "xfs"),
+        # Several of the same kind.
+        (gpt((LINUX, XFS), (LINUX, XFS)), "xfs"),
+        # Several kinds: the one with the label that osbuild gives the root.
+        (gpt((LINUX, labelled(EXT4, 1144, b"root")), (LINUX, XFS)), "ext4"),
+        (gpt((LINUX, EXT4), (LINUX, labelled(XFS, 108, b"root\0\0"))), "xfs"),
+        (gpt((LINUX, EXT4), (LINUX, labelled(BTRFS, 0x1012B, b"root"))), "btrfs"),
+        (gpt((LINUX, EXT4), (LINUX, XFS)), ""),
+        (gpt((LINUX, b"LUKS\xba\xbe")), ""),
+        (gpt((ESP, FAT)), ""),
+        (gpt(), ""),
+        (mbr((0x83, EXT4)), ""),
+        (bytes(MIB), ""),
+    ],
+)
+def test_the_root_file_system(data: bytes, found: str) -> None:
+    assert content.root_of(lambda sector, count: data[sector * 512 :][: count * 512]) == found
+
+
+def test_a_table_that_points_nowhere_has_no_root() -> None:
+    data = bytearray(gpt((LINUX, XFS), (LINUX, EXT4)))
+    struct.pack_into("<Q", data, 1024 + 32, 2**63)
+    struct.pack_into("<Q", data, 1024 + 128 + 32, 2**30)
+
+    def read(sector: int, count: int) -> bytes:
+        if sector * 512 > len(data):
+            raise PoclabError("beyond the end")
+        return bytes(data[sector * 512 :][: count * 512])
+
+    assert content.root_of(read) == ""
+
+
+def test_the_root_file_system_of_a_disk(tmp_path: Path) -> None:
+    raw, target = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
+    raw.write_bytes(gpt((ESP, FAT), (LINUX, BTRFS)))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", str(raw), str(target))
+    assert content.root_filesystem(target) == "btrfs"

@@ -68,6 +68,11 @@ def test_image_builder_with_everything() -> None:
     )
 
 
+def test_image_builder_with_a_larger_root() -> None:
+    command = contracts.image_builder(REQUEST, replace(SETUP, root_size=12345))
+    assert command[command.index("--image-size") + 1] == "12345"
+
+
 def test_image_builder_of_the_host() -> None:
     setup = replace(ELSEWHERE, program="")
     assert " ".join(contracts.image_builder(MORE, setup)) == (

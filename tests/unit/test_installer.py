@@ -38,9 +38,20 @@ def with_blueprint(tmp_path: Path, custom: dict[str, Any], **more: Any) -> Build
 
 
 def custom(request: BuildRequest, user: str | None = None) -> dict[str, Any]:
-    found = installer.merged(request, user)["customizations"]
+    found = installer.merged(request, user, BIB)["customizations"]
     assert isinstance(found, dict)
     return found
+
+
+def test_customizations_of_the_iso_are_bootc_image_builders(tmp_path: Path) -> None:
+    wish = {"iso": {"volume_id": "X"}}
+    request = with_blueprint(tmp_path, wish)
+    assert installer.merged(request, None, BIB)["customizations"]["iso"] == wish["iso"]
+    request = replace(request, output=BOOTC_INSTALLER)
+    with pytest.raises(UsageError, match=r"does not support customizations\.iso") as caught:
+        installer.merged(request, None, IMAGE_BUILDER)
+    assert caught.value.why == "only bootc-image-builder does"
+    assert "--builder bootc-image-builder" in caught.value.fix
 
 
 # --- who is asked -----------------------------------------------------------------------
@@ -128,9 +139,9 @@ def test_customizations_of_disks(tmp_path: Path, key: str) -> None:
 )
 def test_a_generic_iso_is_its_installers_alone(more: dict[str, Any]) -> None:
     request = replace(REQUEST, output=GENERIC_ISO, installer="i", kernel_args=("quiet",))
-    assert installer.merged(request, "bob") == {}
+    assert installer.merged(request, "bob", IMAGE_BUILDER) == {}
     with pytest.raises(UsageError, match="takes no --") as caught:
-        installer.merged(replace(request, **more), None)
+        installer.merged(replace(request, **more), None, BIB)
     assert "bootc-installer" in caught.value.fix
 
 

@@ -63,7 +63,9 @@ def test_blueprint_is_merged(request_: BuildRequest) -> None:
         '[[customizations.user]]\nname = "anna"\n'
         '[[customizations.filesystem]]\nmountpoint = "/var/data"\nminsize = "1 GiB"\n',
     )
-    assert blueprint.merged(request, "bob") == {
+    merged = blueprint.merged(request, "bob")
+    assert "minsize" not in str(merged["customizations"]["filesystem"][1:])
+    assert blueprint.sized(merged, 20 * GIB) == {
         "name": "x",
         "customizations": {
             "kernel": {"append": "nosmt console=ttyS0 quiet"},
@@ -88,7 +90,9 @@ def test_size_of_a_laid_out_disk(request_: BuildRequest) -> None:
         replace(request_, disk_size=20 * GIB), '[customizations.disk]\ntype = "gpt"\n'
     )
     merged = blueprint.merged(request, None)
-    assert merged["customizations"] == {"disk": {"type": "gpt", "minsize": 20 * GIB}}
+    assert blueprint.lays_out(merged)
+    sized = blueprint.sized(merged, 20 * GIB)
+    assert sized["customizations"] == {"disk": {"type": "gpt", "minsize": 20 * GIB}}
 
 
 @pytest.mark.parametrize(
@@ -133,11 +137,24 @@ def test_two_blueprints_are_refused(request_: BuildRequest) -> None:
 
 @pytest.mark.parametrize("version", ["44", "9.6", "12"])
 def test_version_ids_the_builder_takes(version: str) -> None:
-    source.check_os_release(f'ID=x\nVERSION_ID="{version}"\n')
+    source.check_os_release(f'NAME=X\nID=x\nVERSION_ID="{version}"\n')
+
+
+def test_a_distribution_without_a_name() -> None:
+    with pytest.raises(PoclabError, match="has no NAME") as caught:
+        source.check_os_release('ID=x\nVERSION_ID="44"\nPRETTY_NAME=X\n')
+    assert "set NAME in /usr/lib/os-release" in caught.value.fix
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ID=x", "ID=x\nVERSION_ID=", "ID=x\nVERSION_ID=1.2.3", "ID=x\nVERSION_ID=v1"]
+    "text",
+    [
+        "",
+        "NAME=X\nID=x",
+        "NAME=X\nID=x\nVERSION_ID=",
+        "NAME=X\nID=x\nVERSION_ID=1.2.3",
+        "NAME=X\nID=x\nVERSION_ID=rolling",
+    ],
 )
 def test_other_version_ids(text: str) -> None:
     with pytest.raises(PoclabError, match="os-release"):
@@ -145,7 +162,8 @@ def test_other_version_ids(text: str) -> None:
 
 
 def runs(podman: FakePodman) -> list[list[str]]:
-    return [call for call in podman.calls if call[1] == "run" and "version" not in call]
+    calls = [call for call in podman.calls if call[1] == "run"]
+    return [call for call in calls if "version" not in call and call[-1] != "--help"]
 
 
 def test_an_image_without_label_is_refused_first(tmp_path: Path, podman: FakePodman) -> None:
@@ -161,7 +179,8 @@ def test_an_image_without_label_is_refused_first(tmp_path: Path, podman: FakePod
         ({KERNEL: None}, "has no kernel"),
         ({INITRAMFS: None}, "has no initramfs"),
         ({"usr/lib/modules/6.2/vmlinuz": b"MZ"}, "has 2 kernels"),
-        ({"usr/lib/os-release": b"ID=debian\n"}, "VERSION_ID"),
+        ({"usr/lib/os-release": b"NAME=Debian\nID=debian\n"}, "VERSION_ID"),
+        ({"usr/lib/os-release": b"ID=fedora\nVERSION_ID=44\n"}, "NAME"),
     ],
 )
 def test_what_cannot_boot_is_refused_before_the_builder_runs(
@@ -417,6 +436,117 @@ def test_image_builder_of_the_host(request_: BuildRequest, podman: FakePodman) -
     with pytest.raises(PoclabError, match=r"image-builder left no disk.qcow2"):
         builder.build(request_)
     assert not [call for call in podman.calls if call[1] == "pull"]
+
+
+# --- the disk's size --------------------------------------------------------------------
+
+# Of image-builder 79.0.0, in part, and of one before 75.
+NEW_HELP = """\
+Flags:
+      --blueprint string     filename of a blueprint to customize an image
+      --image-size size      override the default image size (e.g. 1 GiB)
+"""
+OLD_HELP = "Flags:\n      --blueprint string    filename of a blueprint, see also --image-size\n"
+LARGE = 20 * GIB
+
+
+@pytest.fixture
+def image_builder(podman: FakePodman) -> FakePodman:
+    """A podman with image-builder in it, which makes disks."""
+    name = osbuild.IMAGE_BUILDER_IMAGE
+    podman.add(name)
+    podman.entrypoints[name] = ["/usr/bin/image-builder"]
+    podman.versions[name] = json.dumps({"image-builder": {"version": "1"}})
+    podman.helps[name] = NEW_HELP
+
+    def run(argv: list[str], _line: object) -> int:
+        output = mounted(argv, "/output")
+        assert output is not None
+        disk = output / ("qcow2/disk.qcow2" if "--type" in argv else "disk.qcow2")
+        disk.parent.mkdir(exist_ok=True)
+        disk.write_bytes(b"disk")
+        return 0
+
+    podman.on_run = run
+    return podman
+
+
+def test_image_builder_is_told_the_least_size_of_the_root(
+    request_: BuildRequest, image_builder: FakePodman
+) -> None:
+    Osbuild(IMAGE_BUILDER).build(replace(request_, disk_size=LARGE))
+    (argv,) = runs(image_builder)
+    assert argv[argv.index("--image-size") + 1] == str(20 * GIB - 1528 * MIB)
+    # It refuses customizations.filesystem: there is no blueprint at all.
+    assert mounted(argv, "/config.json") is None
+
+
+def test_a_disk_of_the_usual_size_needs_no_question(
+    request_: BuildRequest, image_builder: FakePodman
+) -> None:
+    Osbuild(IMAGE_BUILDER).build(replace(request_, disk_size=10 * GIB))
+    (argv,) = runs(image_builder)
+    assert "--image-size" not in argv
+    assert not [call for call in image_builder.calls if call[-1] == "--help"]
+
+
+def test_a_laid_out_disk_has_its_size_in_the_blueprint(
+    request_: BuildRequest, image_builder: FakePodman
+) -> None:
+    request = blueprint_file(
+        replace(request_, disk_size=LARGE), '[customizations.disk]\ntype = "gpt"\n'
+    )
+    Osbuild(IMAGE_BUILDER).build(request)
+    (argv,) = runs(image_builder)
+    assert "--image-size" not in argv
+    text = (request_.workdir / "blueprint.json").read_text()
+    assert json.loads(text)["customizations"]["disk"]["minsize"] == LARGE
+
+
+def test_bootc_image_builder_gets_the_size_in_the_blueprint(
+    request_: BuildRequest, image_builder: FakePodman
+) -> None:
+    Osbuild(BIB).build(replace(request_, disk_size=LARGE))
+    (argv,) = runs(image_builder)
+    assert "--image-size" not in argv
+    text = (request_.workdir / "blueprint.json").read_text()
+    root = {"mountpoint": "/", "minsize": 20 * GIB - 1528 * MIB}
+    assert json.loads(text)["customizations"]["filesystem"] == [root]
+
+
+@pytest.mark.parametrize("where", ["container", "host"])
+def test_an_older_image_builder_is_refused_before_minutes_are_spent(
+    request_: BuildRequest, image_builder: FakePodman, where: str
+) -> None:
+    image_builder.helps[osbuild.IMAGE_BUILDER_IMAGE] = OLD_HELP
+    if where == "host":
+        image_builder.missing.clear()
+        image_builder.host["image-builder"] = JSON
+        image_builder.helps["image-builder"] = OLD_HELP
+    with pytest.raises(PoclabError, match="cannot make a disk above 10 GiB") as caught:
+        Osbuild(IMAGE_BUILDER).build(replace(request_, disk_size=LARGE))
+    assert "--image-size" in caught.value.why
+    assert "--builder bootc-image-builder" in caught.value.fix
+    assert "75" in caught.value.fix
+    assert runs(image_builder) == []
+    assert not [call for call in image_builder.calls if call[1] == "save"]
+
+
+def test_image_builder_of_the_host_is_asked(
+    request_: BuildRequest, image_builder: FakePodman
+) -> None:
+    image_builder.missing.clear()
+    image_builder.host["image-builder"] = JSON
+    image_builder.helps["image-builder"] = NEW_HELP
+    with pytest.raises(PoclabError, match="image-builder left no disk"):
+        Osbuild(IMAGE_BUILDER).build(replace(request_, disk_size=LARGE))
+
+
+def test_a_size_in_builder_args_too(request_: BuildRequest, podman: FakePodman) -> None:
+    request = replace(request_, builder_args=("--image-size=99",))
+    Osbuild(IMAGE_BUILDER).check(request)
+    with pytest.raises(UsageError, match="set twice"):
+        Osbuild(IMAGE_BUILDER).check(replace(request, disk_size=LARGE))
 
 
 # --- fetching it ------------------------------------------------------------------------

@@ -79,10 +79,47 @@ def test_what_osbuild_says_after_its_error() -> None:
         "Failed",
     ):
         lines.see(text)
-    assert lines.said == "error running osbuild: exit status 1: Failed"
     error = failures.explained(lines, 1, Path("/l"), "img")
+    assert "setfiles: not found" in error.why
     assert "SELinux" in error.why
     assert "builder: bootc" in error.fix
+
+
+def test_a_step_without_a_name_keeps_the_last_one() -> None:
+    told: Told = []
+    lines = Lines()
+    with events.listening(listen(told)):
+        for text in (
+            "pulse: Image building step",
+            "[0 / 4] ",
+            "[1 / 4] Pipeline build",
+            "  [0 / 2] ",
+            "  [1 / 2] Stage org.osbuild.selinux",
+            "[2 / 4]",
+        ):
+            lines.see(text)
+        Progress().tell("")
+    assert told == [
+        ("Image building step", None, None),
+        ("Image building step", 0.0, 4.0),
+        ("Pipeline build", 1.0, 4.0),
+        ("Pipeline build", 1.0, 4.0),
+        ("Stage org.osbuild.selinux", 1.0, 4.0),
+        ("Stage org.osbuild.selinux", 2.0, 4.0),
+        ("", None, None),
+    ]
+
+
+def test_the_progress_of_a_whole_real_run() -> None:
+    told: Told = []
+    lines = Lines()
+    text = Path(__file__).parents[1] / "support/builder_texts/ib-failed-stage.txt"
+    with events.listening(listen(told)):
+        for line in text.read_text().splitlines():
+            lines.see(line)
+    assert all(name for name, *_ in told)
+    # What follows the error is no progress.
+    assert told[-1] == ("Stage org.osbuild.bootc.install-to-filesystem", 2.0, 4.0)
 
 
 def test_time_stands_for_progress_where_there_is_none() -> None:
@@ -182,7 +219,6 @@ def test_what_a_listener_raises_while_a_file_is_watched(
         ("cannot read config: unknown keys found: [x]", "blueprint"),
         ("unknown flag: --chown", "builder_args"),
         ("Command '['setfiles', '-F']' returned 1", "direct for Debian"),
-        ("initializing source docker://quay.io/x: dial tcp", "POCLAB_BIB_IMAGE"),
         ("Installing to disk: No root filesystem specified", "rootfs: ext4"),
         ("failed to set up loop device: No such device", "modprobe loop"),
         ("executable file `bootc` not found in $PATH", "bootc install to-disk"),

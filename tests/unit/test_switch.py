@@ -14,7 +14,7 @@ from typing import IO, Any
 import pytest
 
 from poclab import container, run
-from poclab.bootcguest import CARRIED, BootcGuest
+from poclab.bootcguest import CARRIED, BootcGuest, SameContent
 from poclab.bootcstatus import Entry
 from poclab.errors import PoclabError
 from poclab.model import Deployment, Origin, Ref, Transport
@@ -83,6 +83,25 @@ def test_what_cannot_be_switched_to(transport: Transport, given: Any, fault: str
         source_of(make.version("site:v3", origin=origin(**given)), transport)
     assert fault in str(caught.value)
     assert "poclab reset VM --to v3" in caught.value.fix
+
+
+def test_a_deployment_that_was_recorded_is_of_its_version() -> None:
+    here, other = "sha256:" + "5" * 64, "sha256:" + "6" * 64
+    version = make.version("site:v1", origin=origin())
+    old = Deployment(version.ref, version.digest, here)
+    new = Deployment(Ref("site", "v3"), DIGEST, other)
+    source = source_of(version, Transport.OCI).known_as((new, old), version)
+    # `bootc install` names it otherwise, and podman may have made another manifest of it.
+    assert source.is_of(Entry("containers-storage", "localhost/poclab/site:v1", here))
+    assert not source.is_of(Entry("oci", "/x", other))
+    moved = replace(old, digest="blake3:" + "7" * 64)  # the tag is another disk by now
+    assert (
+        not source_of(version, Transport.OCI)
+        .known_as((new, moved), version)
+        .is_of(Entry("oci", "/x", here))
+    )
+    unknown = replace(old, image="")
+    assert not source_of(version, Transport.OCI).known_as((new, unknown), version).is_of(Entry())
 
 
 # --- what is asked of the guest ------------------------------------------------------------
@@ -203,6 +222,16 @@ def test_a_carrying_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(PoclabError, match="tar failed in acme/web") as caught:
         ask(guest, lambda it: it.carry(tmp_path, CARRIED / ID))
     assert caught.value.why == "tar: write error: No space left on device"
+
+
+@pytest.mark.parametrize("slot", ["Booted", "Rollback", "Staged"])
+def test_content_that_is_there_already(slot: str) -> None:
+    # bootc 1.16.9, crates/lib/src/bootc_composefs/update.rs
+    said = f"Target image has the same fs-verity digest as the existing Some({slot}) deployment."
+    guest = Guest(switch=answer(1, stderr=f"error: Switching: Upgrading: {said}\n"))
+    with pytest.raises(SameContent) as caught:
+        ask(guest, lambda it: it.switch("oci", "/var/x"))
+    assert caught.value.slot == slot.lower()
 
 
 def test_a_reboot_may_end_the_connection_before_it_answers() -> None:

@@ -25,3 +25,15 @@ def build(host: Host, tags: Sequence[str]) -> None:
     host.give(host.scratch / "images")
     for tag in tags:
         host.poclab("image", "build", str(made), "--tag", tag, POCLAB_PACK="0")
+
+
+def build_twin(host: Host, tag: str, of: str) -> None:
+    """Build another image with the content of a version, which only its labels tell apart."""
+    made = host.scratch / "images/site"
+    containerfile = made / "Containerfile"
+    text = containerfile.read_text()
+    containerfile.write_text(f"{text}LABEL poclab-test.twin={tag}\n")
+    argument = f"VERSION={of}"
+    words = ("image", "build", str(made), "--tag", tag, "--build-arg", argument)
+    host.poclab(*words, POCLAB_PACK="0")
+    containerfile.write_text(text)

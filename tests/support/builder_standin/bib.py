@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.support.builder_standin.storage import Image, Storage
 
 DEPRECATED = ("local", "tls-verify")
 TYPES = ("qcow2", "anaconda-iso", "bootc-installer")
+FAILED = "cannot build manifest: "
 VERSION = "build_revision: 0123abc\nbuild_time: 2026-01-01T00:00:00Z\nbuild_tainted: false"
 
 
@@ -61,8 +63,7 @@ def build(
     pipelines = iter(range(1, 100))
 
     def step(text: str) -> None:
-        say(f"[{min(next(pipelines), 8)} / 8] {text}")
-        say(f"  [1 / 1] {text}")
+        shared.say_step(min(next(pipelines), 8), text)
 
     if kind == "qcow2":
         size = max(shared.DEFAULT_DISK, custom.root_size + shared.BESIDE_ROOT)
@@ -105,31 +106,37 @@ def give_away(output: Path, owner: str) -> None:
 
 def program(argv: list[str]) -> None:
     """Do what the arguments say."""
-    if argv == ["version"]:
+    if argv[:1] == ["version"]:
+        if argv[1:]:
+            raise Refused(f"unknown flag: {argv[1]}")
         print(VERSION)
         return
     given = arguments(argv)
     shared.check_container()
     if not Path(given.output).is_dir():
         raise Refused(f"cannot ensure ownership: {given.output} is no directory")
-    store, image = shared.find_image(given.image)
+    store, image = shared.find_image(given.image, shared.BIB)
     payload = image
     if given.installer_payload_ref:
-        payload = shared.find_image(given.installer_payload_ref)[1]
-    custom = blueprint.load(Path("/"))
+        payload = shared.find_image(given.installer_payload_ref, shared.BIB)[1]
+    found = blueprint.load(Path("/"))
+    custom = blueprint.read(found, given.type[0])
     say("Start progressbar" if given.progress == "debug" else "Building")
     say("pulse: Manifest generation step")
-    shared.check_files(store, image, given.rootfs)
+    shared.check_files(store, image, given.rootfs, FAILED)
+    # Without an end of line, as the real one.
+    print(blueprint.unsupported(found, given.type[0]), end="", file=sys.stderr, flush=True)
+    say("msg: Done generating manifest")
     say(f"msg: Building manifest-{given.type[0]}.json")
     say("pulse: Disk image building step")
     build(store, image, payload, given, custom)
     if given.chown:
         give_away(Path(given.output), given.chown)
-    say("pulse: Build complete!")
+    say("msg: Build complete!")
     say(f"msg: Results saved in {given.output}")
     say("Stop progressbar")
 
 
 def main() -> int:
     """Run; gives the exit status. The last line goes through Go's log package."""
-    return shared.run(program, lambda: time.strftime("%Y/%m/%d %H:%M:%S "))
+    return shared.run(program, lambda: time.strftime("%Y/%m/%d %H:%M:%S "), "cannot run osbuild: ")

@@ -1,4 +1,8 @@
-"""The blueprint as the stand-in takes it: unknown keys are refused, few are carried out."""
+"""The blueprint as the stand-ins take it: unknown keys are refused, few are carried out.
+
+Keys that are known and not supported for a type (data/distrodefs/bootc-generic/imagetypes.yaml of
+image-builder 79.0.0) are refused by image-builder; bootc-image-builder warns and leaves them out.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,14 @@ from typing import Any
 
 _TOP = {"name", "description", "version", "customizations"}
 _DONE = {"kernel", "filesystem", "user", "installer"}
-_NOT_DONE = {
-    "group", "files", "directories", "disk", "ignition", "iso", "hostname", "services",
-    "locale", "timezone", "firewall", "fips", "cacerts", "containers-storage", "partitioning_mode",
-}  # fmt: skip
+# In the order of the real one's type, which is that of its checks; it names the first.
+_KNOWN = (
+    "hostname", "kernel", "user", "group", "timezone", "locale", "firewall", "services",
+    "filesystem", "disk", "partitioning_mode", "ignition", "directories", "files", "fips",
+    "containers-storage", "installer", "cacerts", "iso",
+)  # fmt: skip
+_DISK = {"directories", "disk", "files", "group", "ignition", "kernel", "user"}
+_ISO = {"fips", "group", "installer", "kernel", "user"}
 _INSTALLER = {"unattended", "sudo-nopasswd", "kickstart", "modules"}
 _USER = {"name", "description", "password", "key", "home", "shell", "groups", "uid", "gid"}
 _UNITS = {"": 1, "B": 1, "kB": 1000, "KiB": 1024, "MB": 1000**2, "MiB": 1024**2,
@@ -35,27 +43,39 @@ class Customizations:
     kickstart: str | None = None
 
 
-def load(root: Path) -> Customizations:
+def unsupported(blueprint: dict[str, Any], kind: str) -> str:
+    """What is said of the first key that a type does not support; empty when there is none."""
+    custom = blueprint.get("customizations", {})
+    taken = _DISK if kind == "qcow2" else _ISO
+    for key in _KNOWN:
+        if custom.get(key) and key not in taken:
+            said = f'blueprint validation failed for image type "{kind}"'
+            return f"{said}: customizations.{key}: not supported"
+    return ""
+
+
+def load(root: Path) -> dict[str, Any]:
     """Read /config.toml or /config.json below a root, if there is one."""
     toml, jsn = root / "config.toml", root / "config.json"
     if toml.exists() and jsn.exists():
         raise Refused("cannot read config: found both config.json and config.toml")
     try:
         if toml.exists():
-            return read(tomllib.loads(toml.read_text()))
+            return tomllib.loads(toml.read_text())
         if jsn.exists():
-            return read(json.loads(jsn.read_text()))
+            found: dict[str, Any] = json.loads(jsn.read_text())
+            return found
     except ValueError as error:
         raise Refused(f"cannot read config: {error}") from error
-    return Customizations()
+    return {}
 
 
-def read(blueprint: dict[str, Any]) -> Customizations:
-    """What a blueprint asks for."""
+def read(blueprint: dict[str, Any], kind: str) -> Customizations:
+    """What a blueprint asks for; what the type does not support is left out."""
     _known(blueprint, _TOP, "")
     custom = blueprint.get("customizations", {})
-    _known(custom, _DONE | _NOT_DONE, "customizations.")
-    for key in _NOT_DONE & custom.keys():
+    _known(custom, set(_KNOWN), "customizations.")
+    for key in (_DISK if kind == "qcow2" else _ISO) & custom.keys() - _DONE:
         raise Refused(f"customizations.{key} is not in this stand-in")
     kernel = custom.get("kernel", {})
     _known(kernel, {"name", "append"}, "customizations.kernel.")

@@ -23,7 +23,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     if argv[:2] != ["install", "to-disk"]:
         raise Refused(f"unrecognized subcommand '{' '.join(argv[:2])}'")
     parser = Parser(prog="bootc", allow_abbrev=False, add_help=False)
-    parser.unknown = "unexpected argument '--{}' found"
+    parser.unknown = (
+        "unexpected argument '--{0}' found\n\n  tip: to pass '--{0}' as a value, use '-- --{0}'\n\n"
+        "Usage: bootc install to-disk --generic-image --via-loopback --filesystem <FILESYSTEM> "
+        "<DEVICE>\n\nFor more information, try '--help'."
+    )
     parser.add_argument("device")
     parser.add_argument("--generic-image", action="store_true")
     parser.add_argument("--via-loopback", action="store_true")
@@ -47,8 +51,12 @@ def check_container(device: Path) -> str:
     if not Path("/dev/loop-control").exists():
         raise Refused(FAILED + "failed to set up loop device: No such file or directory")
     if not device.is_file():
-        raise Refused(FAILED + f"Querying {device}: No such file or directory")
-    shared.check_container()
+        raise Refused(FAILED + f"Querying {device}: No such file or directory (os error 2)")
+    if not shared.privileged():
+        raise Refused(
+            FAILED + "Querying root privilege: The container must be executed with full privileges "
+            "(e.g. --privileged flag)"
+        )
     found = re.search(r'^imageid="?([0-9a-f]{64})', shared.CONTAINER.read_text(), re.MULTILINE)
     if found is None:
         raise Refused(FAILED + "the container's image cannot be told")
@@ -73,7 +81,7 @@ def program(argv: list[str]) -> None:
     if kind != "ext4":
         raise Refused(f"a root file system of {kind} is not in this stand-in, ext4 is")
     check_backend(given)
-    store, image = shared.find_image(image_id)
+    store, image = shared.find_image(image_id, shared.BIB)
     print(f"Installing image: docker://{image_id[:12]}", flush=True)
     with shared.disk_of(
         store,

@@ -12,13 +12,19 @@ from pathlib import Path
 
 from tests.support.builder_standin import blueprint, iso, shared
 from tests.support.builder_standin.blueprint import Refused
-from tests.support.builder_standin.shared import Parser, say
+from tests.support.builder_standin.shared import Parser
 
-VERSION = "76"
-OPTIONS = (
-    "bootc-ref", "bootc-installer-payload-ref", "bootc-default-fs", "blueprint", "output-dir",
-    "output-name",
-)  # fmt: skip
+VERSION = "79"
+# What `build --help` says of them, in cobra's form.
+OPTIONS = {
+    "blueprint": "string         filename of a blueprint to customize an image",
+    "bootc-default-fs": "string   default filesystem to use for the bootc install (e.g. ext4)",
+    "bootc-installer-payload-ref": "string   bootc installer payload ref",
+    "bootc-ref": "string         bootc container ref",
+    "image-size": "size          override the default image size (e.g. 1 GiB)",
+    "output-dir": "string        artifact output directory",
+    "output-name": "string       set specific output basename",
+}
 TYPES = ("qcow2", "bootc-installer", "bootc-generic-iso")
 PROGRESS = ("auto", "verbose", "debug", "file")
 
@@ -48,6 +54,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         raise Refused("no installer payload bootc ref set")
     if not given.bootc_ref:
         raise Refused("a build without --bootc-ref is not in this stand-in")
+    if given.bootc_default_fs not in ("", "ext4", "xfs", "btrfs"):
+        kind = given.bootc_default_fs
+        failed = "failed to set default rootfs for bootc distro"
+        raise Refused(f"{failed}: unknown or unsupported filesystem type name: {kind}")
     return given
 
 
@@ -68,28 +78,31 @@ class FileProgress:
 
 
 class LineProgress:
-    """Prints a line for each step."""
+    """Prints lines for each step."""
 
     def __init__(self) -> None:
         self._done = 0
 
     def __call__(self, text: str) -> None:
         self._done = min(self._done + 1, 8)
-        say(f"[{self._done} / 8] {text}")
+        shared.say_step(self._done, text)
 
 
 def build(given: argparse.Namespace) -> None:
     """Make the disk or the ISO."""
     if shared.CONTAINER.exists():
         shared.check_container()
-    store, image = shared.find_image(given.bootc_ref)
+    store, image = shared.find_image(given.bootc_ref, shared.IMAGE_BUILDER)
     output = Path(given.output_dir or ".")
     output.mkdir(parents=True, exist_ok=True)
     ending = "qcow2" if given.type == "qcow2" else "iso"
     name = given.output_name.removesuffix(f".{ending}") or "disk"
     custom = blueprint.Customizations()
     if given.blueprint:
-        custom = blueprint.read(json.loads(Path(given.blueprint).read_text()))
+        found = json.loads(Path(given.blueprint).read_text())
+        custom = blueprint.read(found, given.type)
+        if wrong := blueprint.unsupported(found, given.type):
+            raise Refused(f"Warnings during manifest creation:\n{wrong}")
     shared.check_files(store, image, given.bootc_default_fs)
     file = FileProgress(output / f"{name}.progress")
     step = file if given.progress == "file" else LineProgress()
@@ -99,14 +112,14 @@ def build(given: argparse.Namespace) -> None:
             image,
             output,
             step,
-            size=max(shared.DEFAULT_DISK, custom.root_size + shared.BESIDE_ROOT),
+            size=max(shared.DEFAULT_DISK, int(given.image_size or 0) + shared.BESIDE_ROOT),
             kernel_args=custom.kernel_args,
             users=custom.users,
         ) as disk:
             disk.rename(output / f"{name}.qcow2")
     else:
         ref = given.bootc_installer_payload_ref
-        payload = shared.find_image(ref)[1] if ref else image
+        payload = shared.find_image(ref, shared.IMAGE_BUILDER)[1] if ref else image
         made = iso.make(
             store, payload, ref, output, step, rootfs=given.bootc_default_fs, installer=image,
             # A bootc-generic-iso has no use for a blueprint.
@@ -121,6 +134,11 @@ def program(argv: list[str]) -> None:
     if argv[:1] == ["version"]:
         told = {"version": VERSION, "commit": "0123abc", "dependencies": {"osbuild": "170"}}
         print(json.dumps({"image-builder": told}, indent=2))
+    elif argv == ["build", "--help"]:
+        print("Build the given image-type, e.g. qcow2\n\nUsage:")
+        print("  image-builder build <image-type> [flags]\n\nFlags:")
+        for name, text in OPTIONS.items():
+            print(f"      --{name} {text}")
     elif argv[:1] == ["build"]:
         build(arguments(argv[1:]))
     else:
