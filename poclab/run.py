@@ -125,6 +125,7 @@ class Runner:
         timeout: float = 7200,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        limits: Mapping[int, int] | None = None,
     ) -> int:
         """Run a long command, standard output and errors together, a line at a time.
 
@@ -135,6 +136,7 @@ class Runner:
             timeout: seconds before the process group is killed.
             env: variables added to the environment.
             cwd: the directory it runs in.
+            limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
 
         Returns:
             The exit status. On an exception (Ctrl-C included) the process group is ended first.
@@ -144,7 +146,7 @@ class Runner:
         """
         events.debug(f"run: {join(argv)}")
         output, both = subprocess.PIPE, subprocess.STDOUT
-        process = _started(argv, subprocess.DEVNULL, output, both, env=env, cwd=cwd)
+        process = _started(argv, subprocess.DEVNULL, output, both, env=env, cwd=cwd, limits=limits)
         timed_out = threading.Event()
 
         def expire() -> None:
@@ -277,6 +279,7 @@ def _started(
     *,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    limits: Mapping[int, int] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program; what its streams are is subprocess's to say."""
     try:
@@ -290,6 +293,7 @@ def _started(
             # A group of its own, to be ended as a whole; not a session of its own, which would
             # have no terminal, and sudo remembers a password by terminal.
             process_group=0,
+            preexec_fn=_limiter(limits),
         )
     except FileNotFoundError as error:
         raise _missing(argv[0]) from error

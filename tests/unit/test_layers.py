@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "packages",
         "spool",
         "ova",
+        "tarwalk",
         "container",
         "builders",
         "ssh",

@@ -1,0 +1,283 @@
+"""Read a tar archive from a stranger, front to back, in bounded memory.
+
+Formats: ustar and pax (POSIX.1-2017, `pax`, "ustar Interchange Format" and "pax Extended Header"),
+GNU long names and base-256 numbers (GNU tar manual, "Basic Tar Format"), `SCHILY.xattr.` records
+(star(5)). Python's tarfile is not used: it holds extended headers of any length in memory,
+accepts an archive without an end, and follows the sizes that sparse files claim. Nothing is
+extracted: whoever reads gets names and values as data.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Literal
+
+SECTOR = 512
+# Linux holds at most 64 KiB of names and 64 KiB for each value (limits.h: XATTR_LIST_MAX,
+# XATTR_SIZE_MAX); a path has 4 KiB. Real images need some 100 bytes.
+MAX_EXTENDED = 1024 * 1024
+_TOO_LARGE = 1 << 62  # what a file's offset can hold (off_t, 63 bits) with room to add
+_XATTR = b"SCHILY.xattr."
+# Name, mode, uid, gid, size, mtime, checksum, type, link, magic, major, minor, prefix.
+_HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s64x8s8s155s12x")
+_LENGTH = re.compile(rb"([0-9]{1,7}) ")
+_TIME = re.compile(rb"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
+
+Kind = Literal["file", "directory", "symlink", "hardlink", "char", "block", "fifo"]
+_KINDS: dict[bytes, Kind] = {
+    b"0": "file",
+    b"\0": "file",
+    b"7": "file",
+    b"1": "hardlink",
+    b"2": "symlink",
+    b"3": "char",
+    b"4": "block",
+    b"5": "directory",
+    b"6": "fifo",
+}
+_ONE_FILE = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
+
+
+class TarError(ValueError):
+    """The archive is damaged, cut off, or uses what poclab does not read; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in the archive, as its headers describe it; nothing here has been checked.
+
+    Attributes:
+        name: its path, bytes that are not UTF-8 as surrogate escapes (PEP 383).
+        kind: what it is.
+        mode: permission bits.
+        uid: the owner's number.
+        gid: the group's number.
+        mtime: nanoseconds since 1970.
+        size: bytes of content; 0 unless it is a file.
+        offset: where its content begins in the archive.
+        target: where a symbolic or hard link points, in the same form as `name`.
+        device: major and minor number of a device.
+        xattrs: extended attributes by name (bytes, without a prefix of the archive's).
+    """
+
+    name: str
+    kind: Kind
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    size: int = 0
+    offset: int = 0
+    target: str = ""
+    device: tuple[int, int] = (0, 0)
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+
+class TarReader:
+    """Walks an archive; between two members `read` gives the content of the current one.
+
+    Args:
+        stream: the archive, uncompressed, at its beginning. Seekable or not.
+        seekable: seek over content that is not read, instead of reading it.
+    """
+
+    def __init__(self, stream: IO[bytes], *, seekable: bool = False) -> None:
+        self._stream = stream
+        self._seekable = seekable
+        self._at = 0
+        self._left = 0  # bytes of the current member's content not read yet
+        self._padding = 0
+
+    def __iter__(self) -> Iterator[Member]:
+        """Walk the members.
+
+        Raises:
+            TarError: see there.
+        """
+        extended: dict[bytes, bytes] = {}
+        held = 0
+        while True:
+            self._skip()
+            block = self._exactly(SECTOR)
+            if not block.strip(b"\0"):
+                # The end are two blocks of zeros.
+                if self._exactly(SECTOR).strip(b"\0"):
+                    raise TarError(f"it is damaged at byte {self._at - SECTOR}")
+                return
+            header = _Fields.of(block, self._at - SECTOR)
+            if header.type in b"xgLK":
+                held += header.size
+                if header.size < 0 or held > MAX_EXTENDED:
+                    raise TarError(f"an extended header is larger than {MAX_EXTENDED} bytes")
+                data = self._exactly(header.size)
+                self._exactly(-header.size % SECTOR)
+                _extend(extended, header.type, data)
+                continue
+            member = header.member(extended, self._at)
+            self._left, self._padding = member.size, -member.size % SECTOR
+            yield member
+            extended, held = {}, 0
+
+    def read(self, most: int = -1) -> bytes:
+        """Read on in the current member's content; empty at its end.
+
+        Raises:
+            TarError: the archive ends before the content does.
+        """
+        size = self._left if most < 0 else min(most, self._left)
+        data = self._exactly(size)
+        self._left -= size
+        return data
+
+    def _skip(self) -> None:
+        rest = self._left + self._padding
+        self._left = self._padding = 0
+        if self._seekable and rest > SECTOR:
+            # A seek goes beyond the end without a word: the last byte has to be there.
+            self._stream.seek(rest - 1, 1)
+            self._at += rest - 1
+            rest = 1
+        while rest:
+            rest -= len(self._exactly(min(rest, 1 << 20)))
+
+    def _exactly(self, size: int) -> bytes:
+        data = self._stream.read(size) if size else b""
+        self._at += len(data)
+        if len(data) != size:
+            raise TarError("it is cut off")
+        return data
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The fields of one header block."""
+
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime: int
+    type: bytes
+    target: bytes
+    device: tuple[int, int]
+
+    @classmethod
+    def of(cls, block: bytes, at: int) -> _Fields:
+        name, mode, uid, gid, size, mtime, check, kind, target, magic, major, minor, prefix = (
+            _HEADER.unpack(block)
+        )
+        # The checksum counts its own eight bytes as blanks.
+        if _number(check, at) != sum(block) - sum(check) + 8 * 0x20:
+            raise TarError(f"it is damaged at byte {at}")
+        name = _text(name)
+        if magic.startswith(b"ustar\0") and _text(prefix):
+            name = _text(prefix) + b"/" + name
+        device = (_number(major, at), _number(minor, at)) if kind in b"34" else (0, 0)
+        numbers = [_number(field, at) for field in (mode, uid, gid, size, mtime)]
+        return cls(name, *numbers, kind, _text(target), device)
+
+    def member(self, extended: dict[bytes, bytes], offset: int) -> Member:
+        """The member, with what its extended headers say."""
+        kind = _KINDS.get(self.type)
+        if kind is None:
+            raise TarError(f"it holds a file of an unknown type ({ascii(self.type)[2:-1]})")
+        name = extended.get(b"path", self.name)
+        if kind == "file" and self.type == b"\0" and name.endswith(b"/"):
+            kind = "directory"  # before ustar had a type of their own
+        size = _decimal(extended, b"size", self.size)
+        if not 0 <= size < _TOO_LARGE:
+            raise TarError(f"a file of {size} bytes")
+        mtime = _nanoseconds(extended[b"mtime"]) if b"mtime" in extended else self.mtime * 10**9
+        links = kind in ("symlink", "hardlink")
+        return Member(
+            _decoded(name),
+            kind,
+            self.mode & 0o7777,
+            _decimal(extended, b"uid", self.uid),
+            _decimal(extended, b"gid", self.gid),
+            mtime,
+            size if kind == "file" else 0,
+            offset,
+            _decoded(extended.get(b"linkpath", self.target)) if links else "",
+            self.device,
+            {k.removeprefix(_XATTR): v for k, v in extended.items() if k.startswith(_XATTR)},
+        )
+
+
+def _extend(extended: dict[bytes, bytes], kind: bytes, data: bytes) -> None:
+    """Add what an extended header says of the member after it."""
+    if kind in b"LK":
+        extended[b"path" if kind == b"L" else b"linkpath"] = _text(data)
+        return
+    for key, value in _records(data):
+        if key.startswith(b"GNU.sparse."):
+            raise TarError("it holds a sparse file, and poclab reads none")
+        of_one = key in _ONE_FILE or key.startswith(_XATTR)
+        if kind == b"g" and of_one:
+            raise TarError(f"a global header sets {_decoded(key)[:80]!a}")
+        if of_one and not value and key in _ONE_FILE:
+            extended.pop(key, None)  # an empty value takes it back
+        elif of_one:
+            extended[key] = value
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records of a pax header: `LENGTH KEY=VALUE` and a line break, LENGTH being all of it."""
+    at = 0
+    while at < len(data):
+        match = _LENGTH.match(data, at)
+        end = at + int(match[1]) if match else 0
+        if match is None or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise TarError("an extended header makes no sense")
+        key, equals, value = data[match.end() : end - 1].partition(b"=")
+        if not key or not equals:
+            raise TarError("an extended header makes no sense")
+        yield key, value
+        at = end
+
+
+def _text(data: bytes) -> bytes:
+    return data.partition(b"\0")[0]
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _number(data: bytes, at: int) -> int:
+    """A number: octal digits, or big-endian binary where the highest bit is set (GNU)."""
+    if data[0] in (0x80, 0xFF):
+        return int.from_bytes(data[1:], "big", signed=data[0] == 0xFF)
+    text = _text(data).strip(b" ")
+    if not text:
+        return 0
+    if not re.fullmatch(rb"[0-7]+", text):
+        raise TarError(f"it is damaged at byte {at}")
+    return int(text, 8)
+
+
+def _decimal(extended: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
+    text = extended.get(key)
+    if text is None:
+        return otherwise
+    if not re.fullmatch(rb"-?[0-9]{1,18}", text):
+        raise TarError(f"a {key.decode()} that is not a number: {_decoded(text)[:40]!a}")
+    return int(text)
+
+
+def _nanoseconds(text: bytes) -> int:
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise TarError(f"a time that is not a number: {_decoded(text)[:40]!a}")
+    fraction = (match[3] or b"")[:9].ljust(9, b"0")
+    found = int(match[2]) * 10**9 + int(fraction)
+    return -found if match[1] else found
+
+
+def encoded(text: str) -> bytes:
+    """The bytes of a name as the archive has it."""
+    return text.encode("utf-8", "surrogateescape")
