@@ -80,13 +80,15 @@ class TarReader:
     """Walks an archive; between two members `read` gives the content of the current one.
 
     Args:
-        stream: the archive, uncompressed, at its beginning. Seekable or not.
-        seekable: seek over content that is not read, instead of reading it.
+        stream: the archive, uncompressed, at its beginning.
+        seekable: whether it is a file, in which content that nobody reads is skipped.
     """
 
     def __init__(self, stream: IO[bytes], *, seekable: bool = False) -> None:
         self._stream = stream
-        self._seekable = seekable
+        self._end = stream.seek(0, 2) if seekable else None
+        if seekable:
+            stream.seek(0)
         self._at = 0
         self._left = 0  # bytes of the current member's content not read yet
         self._padding = 0
@@ -135,11 +137,12 @@ class TarReader:
     def _skip(self) -> None:
         rest = self._left + self._padding
         self._left = self._padding = 0
-        if self._seekable and rest > SECTOR:
-            # A seek goes beyond the end without a word: the last byte has to be there.
-            self._stream.seek(rest - 1, 1)
-            self._at += rest - 1
-            rest = 1
+        if self._end is not None and rest:
+            # A seek goes beyond the end without a word.
+            if self._at + rest > self._end:
+                raise TarError("it is cut off")
+            self._at = self._stream.seek(self._at + rest)
+            return
         while rest:
             rest -= len(self._exactly(min(rest, 1 << 20)))
 
@@ -177,8 +180,17 @@ class _Fields:
         if magic.startswith(b"ustar\0") and _text(prefix):
             name = _text(prefix) + b"/" + name
         device = (_number(major, at), _number(minor, at)) if kind in b"34" else (0, 0)
-        numbers = [_number(field, at) for field in (mode, uid, gid, size, mtime)]
-        return cls(name, *numbers, kind, _text(target), device)
+        return cls(
+            name,
+            _number(mode, at),
+            _number(uid, at),
+            _number(gid, at),
+            _number(size, at),
+            _number(mtime, at),
+            kind,
+            _text(target),
+            device,
+        )
 
     def member(self, extended: dict[bytes, bytes], offset: int) -> Member:
         """The member, with what its extended headers say."""
