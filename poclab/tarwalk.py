@@ -19,6 +19,9 @@ SECTOR = 512
 # Linux holds at most 64 KiB of names and 64 KiB for each value (limits.h: XATTR_LIST_MAX,
 # XATTR_SIZE_MAX); a path has 4 KiB. Real images need some 100 bytes.
 MAX_EXTENDED = 1024 * 1024
+# What a walk yields at most; the largest images have some 400,000 files with 100 bytes of text.
+MAX_MEMBERS = 1_000_000
+MAX_TEXT = 512 * 1024 * 1024
 _TOO_LARGE = 1 << 62  # what a file's offset can hold (off_t, 63 bits) with room to add
 _XATTR = b"SCHILY.xattr."
 # Name, mode, uid, gid, size, mtime, checksum, type, link, magic, major, minor, prefix.
@@ -75,6 +78,12 @@ class Member:
     device: tuple[int, int] = (0, 0)
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
+    @property
+    def text_size(self) -> int:
+        """Bytes of its name, target and attributes, about."""
+        xattrs = sum(len(key) + len(value) for key, value in self.xattrs.items())
+        return len(self.name) + len(self.target) + xattrs
+
 
 class TarReader:
     """Walks an archive; between two members `read` gives the content of the current one.
@@ -100,7 +109,7 @@ class TarReader:
             TarError: see there.
         """
         extended: dict[bytes, bytes] = {}
-        held = 0
+        held = count = text = 0
         while True:
             self._skip()
             block = self._exactly(SECTOR)
@@ -119,6 +128,11 @@ class TarReader:
                 _extend(extended, header.type, data)
                 continue
             member = header.member(extended, self._at)
+            count, text = count + 1, text + member.text_size
+            if count > MAX_MEMBERS or text > MAX_TEXT:
+                raise TarError(
+                    f"it has more than {MAX_MEMBERS:,} files, or too long names and attributes"
+                )
             self._left, self._padding = member.size, -member.size % SECTOR
             yield member
             extended, held = {}, 0

@@ -54,7 +54,7 @@ class Archive:
         """Add bytes that tarfile would not write."""
         assert self._tar.fileobj is not None
         self._tar.fileobj.write(data)
-        self._tar.offset += len(data)  # type: ignore[attr-defined]
+        self._tar.offset += len(data)
 
 
 Maker = Callable[[Archive], None]

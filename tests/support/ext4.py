@@ -184,6 +184,6 @@ def _device(raw: bytes) -> tuple[int, int]:
 
 
 def _time(raw: bytes, low: int, extra: int) -> int:
-    (seconds,) = struct.unpack_from("<i", raw, low)
-    (more,) = struct.unpack_from("<I", raw, extra)
+    seconds: int = struct.unpack_from("<i", raw, low)[0]
+    more: int = struct.unpack_from("<I", raw, extra)[0]
     return (seconds + ((more & 3) << 32)) * 10**9 + (more >> 2)
