@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 
 from poclab import container, disk, events
-from poclab.builders import rootfs
+from poclab.builders import rootfs, source
 from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
 from poclab.digest import file_digest
 from poclab.errors import PoclabError
 from poclab.units import MIB
+from tests.hostile import layers
 from tests.support import oddtree, podman
+from tests.support.ext4 import Ext4, expected
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,59 @@ def test_grows_with_the_disk(root: Root) -> None:
 def test_networkd_starts_when_its_addresses_are_there(root: Root) -> None:
     name = "/usr/lib/systemd/system/systemd-networkd.service.d/50-poclab.conf"
     assert root.ask(f"cat {name}") == "[Unit]\nAfter=systemd-tmpfiles-setup.service\n"
+
+
+@pytest.mark.parametrize(
+    "maker", [layers.commands_in_attribute_names, layers.links_where_poclab_adds]
+)
+def test_a_hostile_layer_that_podman_takes(maker: layers.Maker, tmp_path: Path) -> None:
+    """The whole way: into podman's storage, out of it, and onto a disk."""
+    victim = tmp_path / "VICTIM"
+    victim.write_text("the user's own")
+    tar = layers.write(tmp_path / "t.tar", maker)
+    full = f"localhost/poclab-test/hostile-{os.getpid()}"
+    work = tmp_path / "a/b/c/d/w"
+    work.parent.mkdir(parents=True)
+    with podman.working():
+        found = podman.run("import", "--quiet", str(tar), full).strip().removeprefix("sha256:")
+        try:
+            made = Direct().build(request(found, work)).disk
+        finally:
+            podman.run("rmi", "--force", full)
+    assert victim.read_text() == "the user's own"
+    assert not Path("/VICTIM").exists()
+    assert sorted(path.name for path in tmp_path.rglob("INJECTED")) == []
+    assert not Path("/INJECTED").exists()
+    raw = tmp_path / "check.raw"
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", made, raw)
+    wanted = expected(tar)
+    tree = Ext4(raw, 65 * MIB).tree()
+    for name in (b"etc/payload", b"etc/fstab"):
+        if name in wanted:
+            assert tree[name].xattrs == wanted[name].xattrs
+            assert tree[name].kind == wanted[name].kind
+
+
+def test_peeking_makes_no_file_of_the_image(tmp_path: Path) -> None:
+    def maker(tar: layers.Archive) -> None:
+        tar.add("usr/lib/os-release", layers.S, linkname="../../etc/release")
+        tar.add("etc/release", data=b"ID=debian\n" + b"#" * 1_000_000)
+        tar.add("etc/os-release", layers.S, linkname=str(tmp_path / "secret"))
+        tar.add("usr/bin/bootc", layers.D)
+
+    (tmp_path / "secret").write_text("ID=secret\n")
+    tar = layers.write(tmp_path / "t.tar", maker)
+    full = f"localhost/poclab-test/peek-{os.getpid()}"
+    with podman.working():
+        found = podman.run("import", "--quiet", str(tar), full).strip().removeprefix("sha256:")
+        try:
+            inside = source.peek(found)
+        finally:
+            podman.run("rmi", "--force", full)
+    assert "secret" not in inside.os_release
+    assert len(inside.os_release) <= 65536
+    assert inside.debian_family == inside.os_release.startswith("ID=debian")
+    assert not inside.bootc
 
 
 def test_same_input_same_bytes(image: str, tmp_path: Path) -> None:

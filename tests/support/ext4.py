@@ -7,13 +7,15 @@ As much of it as poclab's own disks have (kernel: Documentation/filesystems/ext4
 from __future__ import annotations
 
 import struct
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 BLOCK = 4096
 ROOT = 2
-_KINDS = {1: "fifo", 2: "char", 4: "directory", 6: "block", 8: "file", 10: "symlink"}
+_BITS = {1: "fifo", 2: "char", 4: "directory", 6: "block", 8: "file", 10: "symlink"}
 _PREFIXES = {
     1: b"user.",
     2: b"system.posix_acl_access",
@@ -21,6 +23,18 @@ _PREFIXES = {
     4: b"trusted.",
     6: b"security.",
 }
+
+
+KINDS = {
+    tarfile.REGTYPE: "file",
+    tarfile.AREGTYPE: "file",
+    tarfile.DIRTYPE: "directory",
+    tarfile.SYMTYPE: "symlink",
+    tarfile.CHRTYPE: "char",
+    tarfile.BLKTYPE: "block",
+    tarfile.FIFOTYPE: "fifo",
+}
+XATTR = "SCHILY.xattr."
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class Ext4:
         (size_high,) = struct.unpack_from("<I", raw, 108)
         uid_high, gid_high = struct.unpack_from("<HH", raw, 120)
         size = size_low | size_high << 32
-        kind = _KINDS[mode >> 12]
+        kind = _BITS[mode >> 12]
         content = b""
         if kind == "symlink" and size < 60:
             content = raw[40 : 40 + size]
@@ -187,3 +201,57 @@ def _time(raw: bytes, low: int, extra: int) -> int:
     seconds: int = struct.unpack_from("<i", raw, low)[0]
     more: int = struct.unpack_from("<I", raw, extra)[0]
     return (seconds + ((more & 3) << 32)) * 10**9 + (more >> 2)
+
+
+# --- what has to be there ----------------------------------------------------------------
+
+
+def expected(tar: Path) -> dict[bytes, Node]:
+    """What has to be on the disk, as Python's own tarfile reads the archive."""
+    found: dict[bytes, Node] = {}
+    links: list[tuple[bytes, bytes]] = []
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            path = _clean(member.name)
+            if member.islnk():
+                links.append((path, _clean(member.linkname)))
+                continue
+            file = archive.extractfile(member) if member.isreg() else None
+            content = file.read() if file else _raw(member.linkname) if member.issym() else b""
+            xattrs = {
+                _raw(key.removeprefix(XATTR)): _raw(value)
+                for key, value in member.pax_headers.items()
+                if key.startswith(XATTR)
+            }
+            time = _stored(Decimal(str(member.pax_headers.get("mtime", member.mtime))))
+            found[path] = Node(
+                0,
+                KINDS[member.type],
+                0o777 if member.issym() else member.mode & 0o7777,
+                member.uid,
+                member.gid,
+                (time, time, time),
+                1,
+                len(content),
+                content,
+                (member.devmajor, member.devminor) if member.isdev() else (0, 0),
+                xattrs,
+                0,
+            )
+    for path, target in links:
+        found[path] = found[target]
+    return found
+
+
+def _clean(name: str) -> bytes:
+    return b"/".join(part for part in _raw(name).split(b"/") if part not in (b"", b"."))
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _stored(seconds: Decimal) -> int:
+    """Nanoseconds, of the times that ext4 has (34 bits of seconds)."""
+    least, most = Decimal(-(2**31)), Decimal(2**34 - 2**31 - 1)
+    return int(max(least, min(seconds, most)) * 10**9)

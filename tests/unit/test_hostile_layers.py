@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 from contextlib import suppress
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -24,18 +23,9 @@ from poclab.tarwalk import TarError, TarReader
 from poclab.units import MIB
 from tests.hostile import layers
 from tests.support import oddtree
-from tests.support.ext4 import Ext4, Node
+from tests.support.ext4 import KINDS, Ext4, Node, expected
 
 UUID = "11111111-2222-3333-4444-555555555555"
-KINDS = {
-    tarfile.REGTYPE: "file",
-    tarfile.AREGTYPE: "file",
-    tarfile.DIRTYPE: "directory",
-    tarfile.SYMTYPE: "symlink",
-    tarfile.CHRTYPE: "char",
-    tarfile.BLKTYPE: "block",
-    tarfile.FIFOTYPE: "fifo",
-}
 
 
 class Place:
@@ -69,57 +59,6 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
-
-
-def expected(tar: Path) -> dict[bytes, Node]:
-    """What has to be on the disk, as Python's own tarfile reads the archive."""
-    found: dict[bytes, Node] = {}
-    links: list[tuple[bytes, bytes]] = []
-    with tarfile.open(tar) as archive:
-        for member in archive:
-            path = clean(member.name)
-            if member.islnk():
-                links.append((path, clean(member.linkname)))
-                continue
-            file = archive.extractfile(member) if member.isreg() else None
-            content = file.read() if file else raw(member.linkname) if member.issym() else b""
-            xattrs = {
-                raw(key.removeprefix(layers.XATTR)): raw(value)
-                for key, value in member.pax_headers.items()
-                if key.startswith(layers.XATTR)
-            }
-            time = stored(Decimal(str(member.pax_headers.get("mtime", member.mtime))))
-            found[path] = Node(
-                0,
-                KINDS[member.type],
-                0o777 if member.issym() else member.mode & 0o7777,
-                member.uid,
-                member.gid,
-                (time, time, time),
-                1,
-                len(content),
-                content,
-                (member.devmajor, member.devminor) if member.isdev() else (0, 0),
-                xattrs,
-                0,
-            )
-    for path, target in links:
-        found[path] = found[target]
-    return found
-
-
-def clean(name: str) -> bytes:
-    return b"/".join(part for part in raw(name).split(b"/") if part not in (b"", b"."))
-
-
-def raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def stored(seconds: Decimal) -> int:
-    """Nanoseconds, of the times that ext4 has (34 bits of seconds)."""
-    least, most = Decimal(-(2**31)), Decimal(2**34 - 2**31 - 1)
-    return int(max(least, min(seconds, most)) * 10**9)
 
 
 def made(place: Place, tar: Path, size: int = 32 * MIB) -> dict[bytes, Node]:
