@@ -259,7 +259,6 @@ _PACKAGES = {
     "ssh": "openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)",
     "ssh-keygen": "openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)",
     "mke2fs": "e2fsprogs",
-    "debugfs": "e2fsprogs",
     "mcopy": "mtools",
     "mformat": "mtools",
     "mmd": "mtools",
