@@ -409,8 +409,10 @@ class _Reader:
         where = f"{shown(f'/{path}', 120)}: " if path else ""
         return PoclabError(
             "the root file system could not be written",
-            why=where + (why or f"the writer ended with status {code}"),
-            fix="see the log of the build",
+            why=where + (why or f"the process that writes it ended with status {code}"),
+            fix="remove or change that file in the Containerfile"
+            if path
+            else "build again with -v, which shows the programs that are started",
         )
 
 

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +21,7 @@ from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
 from poclab.container import ImageInfo
 from poclab.errors import PoclabError
+from poclab.run import Runner, using
 from poclab.tarwalk import TarError, TarReader
 from poclab.units import MIB
 from tests.hostile import layers
@@ -139,6 +142,48 @@ def test_an_archive_is_never_read_into_memory(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", code, str(path)]
     done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
     assert b"extended header is larger" in done.stdout, done.stderr
+
+
+class Ended(Runner):
+    """The writer's process says something and ends."""
+
+    def __init__(self, code: int, *lines: str) -> None:
+        self._code, self._lines = code, lines
+
+    def stream(self, argv: Sequence[str], on_line: Callable[[str], None], **options: Any) -> int:
+        for line in self._lines:
+            on_line(line)
+        return self._code
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "said"),
+    [
+        (-11, "", "ended with status -11"),
+        (1, "ModuleNotFoundError: \x1b[2Jx", "ModuleNotFoundError: ?[2Jx"),
+        (1, 'failed {"path": "a\\nb", "why": "x", "kind": "other"}', r"'/a\nb': x"),
+        (1, 'failed {"path": "a", "why": "No free", "kind": "full"}', "do not fit"),
+    ],
+)
+def test_a_writer_that_fails_is_one_clear_error(
+    code: int, line: str, said: str, place: Place
+) -> None:
+    tar = oddtree.write(place.work / "t.tar")
+    tree = rootfs.Tree(tar, rootfs.listing(tar))
+    with using(Ended(code, line)), pytest.raises(PoclabError) as error:
+        rootfs.fill(place.work, "disk", tree, offset=MIB, size=MIB, epoch=1)
+    assert said in str(error.value)
+    assert error.value.fix
+    assert all(text.isprintable() for text in error.value.lines())
+
+
+def test_a_writer_without_a_file_system_says_so(place: Place) -> None:
+    tar = oddtree.write(place.work / "t.tar")
+    (place.work / "disk").write_bytes(bytes(4 * MIB))
+    tree = rootfs.Tree(tar, rootfs.listing(tar))
+    with pytest.raises(PoclabError, match="could not be written") as error:
+        rootfs.fill(place.work, "disk", tree, offset=MIB, size=3 * MIB, epoch=1)
+    assert "magic number" in error.value.why
 
 
 # --- the whole builder ------------------------------------------------------------------
