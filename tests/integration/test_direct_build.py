@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -205,6 +206,59 @@ def test_a_hostile_layer_that_podman_takes(maker: layers.Maker, tmp_path: Path) 
         if name in wanted:
             assert tree[name].xattrs == wanted[name].xattrs
             assert tree[name].kind == wanted[name].kind
+
+
+DUMP = """
+import json, os, sys
+found = {}
+for where, directories, files in os.walk(b"."):
+    for name in (b".", *directories, *files):
+        path = os.path.normpath(os.path.join(where, name))
+        if path in found or path.split(b"/")[0] == b"lost+found":
+            continue
+        stat = os.lstat(path)
+        found[path.hex()] = [
+            stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime_ns, stat.st_nlink, stat.st_ino,
+            os.major(stat.st_rdev), os.minor(stat.st_rdev),
+            {os.fsencode(key).hex(): os.getxattr(path, key, follow_symlinks=False).hex()
+             for key in os.listxattr(path, follow_symlinks=False)},
+            os.readlink(path).hex() if os.path.islink(path) else "",
+        ]
+json.dump(found, sys.stdout)
+"""
+
+
+def test_the_kernel_reads_what_was_written(tmp_path: Path) -> None:
+    makers = (
+        *(layers.attributes, layers.owners, layers.times, layers.hard_links, layers.devices),
+        *(layers.not_utf8, layers.commands_in_names, layers.commands_in_targets),
+    )
+
+    def everything(tar: layers.Archive) -> None:
+        for maker in makers:
+            maker(tar)
+
+    tar = layers.write(tmp_path / "image.tar", everything)
+    tree = rootfs.Tree(tar, rootfs.listing(tar))
+    size, uuid = 32 * MIB, "11111111-2222-3333-4444-555555555555"
+    with (tmp_path / "disk").open("xb") as file:
+        file.truncate(size)
+    rootfs.make_ext4(tmp_path, "disk", offset=0, size=size, uuid=uuid, files=200, epoch=1)
+    rootfs.fill(tmp_path, "disk", tree, offset=0, size=size, epoch=1)
+    (tmp_path / "mnt").mkdir()
+    script = 'mount -o loop,ro,noload "$1" "$2" && cd "$2" && exec python3 -c "$3"'
+    enter = (*container.sudo_prefix(), "unshare", "-m", "sh", "-c", script, "sh")
+    found = json.loads(run(*enter, tmp_path / "disk", tmp_path / "mnt", DUMP))
+    numbers: dict[int, tuple[int, int]] = {}
+    for path, node in expected(tar).items():
+        mode, uid, gid, mtime, links, number, major, minor, xattrs, target = found[path.hex()]
+        assert (mode & 0o7777, uid, gid, mtime) == (node.mode, node.uid, node.gid, node.times[2])
+        assert (major, minor) == node.device
+        assert {bytes.fromhex(k): bytes.fromhex(v) for k, v in xattrs.items()} == node.xattrs
+        if node.kind == "symlink":
+            assert bytes.fromhex(target) == node.content
+        if node.kind != "directory":
+            assert numbers.setdefault(id(node), (number, links)) == (number, links)
 
 
 def test_peeking_makes_no_file_of_the_image(tmp_path: Path) -> None:
