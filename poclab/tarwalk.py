@@ -154,7 +154,7 @@ class TarReader:
         if self._end is not None and rest:
             # A seek goes beyond the end without a word.
             if self._at + rest > self._end:
-                raise TarError("it is cut off")
+                raise TarError("it is truncated")
             self._at = self._stream.seek(self._at + rest)
             return
         while rest:
@@ -164,7 +164,7 @@ class TarReader:
         data = self._stream.read(size) if size else b""
         self._at += len(data)
         if len(data) != size:
-            raise TarError("it is cut off")
+            raise TarError("it is truncated")
         return data
 
 
@@ -210,13 +210,13 @@ class _Fields:
         """The member, with what its extended headers say."""
         kind = _KINDS.get(self.type)
         if kind is None:
-            raise TarError(f"it holds a file of an unknown type ({ascii(self.type)[2:-1]})")
+            raise TarError(f"it contains a file of unknown type {ascii(self.type)[2:-1]}")
         name = extended.get(b"path", self.name)
         if kind == "file" and self.type == b"\0" and name.endswith(b"/"):
             kind = "directory"  # before ustar had a type of their own
         size = _decimal(extended, b"size", self.size)
         if not 0 <= size < _TOO_LARGE:
-            raise TarError(f"a file of {size} bytes")
+            raise TarError(f"invalid file size {size}")
         mtime = _nanoseconds(extended[b"mtime"]) if b"mtime" in extended else self.mtime * 10**9
         links = kind in ("symlink", "hardlink")
         return Member(
@@ -241,7 +241,7 @@ def _extend(extended: dict[bytes, bytes], kind: bytes, data: bytes) -> None:
         return
     for key, value in _records(data):
         if key.startswith(b"GNU.sparse."):
-            raise TarError("it holds a sparse file, and poclab reads none")
+            raise TarError("it contains a sparse file, which poclab does not read")
         of_one = key in _ONE_FILE or key.startswith(_XATTR)
         if kind == b"g" and of_one:
             raise TarError(f"a global header sets {_decoded(key)[:80]!a}")
@@ -258,10 +258,10 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         match = _LENGTH.match(data, at)
         end = at + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise TarError("an extended header makes no sense")
+            raise TarError("invalid extended header")
         key, equals, value = data[match.end() : end - 1].partition(b"=")
         if not key or not equals:
-            raise TarError("an extended header makes no sense")
+            raise TarError("invalid extended header")
         yield key, value
         at = end
 
@@ -291,14 +291,14 @@ def _decimal(extended: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
     if text is None:
         return otherwise
     if not re.fullmatch(rb"-?[0-9]{1,18}", text):
-        raise TarError(f"a {key.decode()} that is not a number: {_decoded(text)[:40]!a}")
+        raise TarError(f"invalid {key.decode()} {_decoded(text)[:40]!a}")
     return int(text)
 
 
 def _nanoseconds(text: bytes) -> int:
     match = _TIME.fullmatch(text)
     if match is None:
-        raise TarError(f"a time that is not a number: {_decoded(text)[:40]!a}")
+        raise TarError(f"invalid mtime {_decoded(text)[:40]!a}")
     fraction = (match[3] or b"")[:9].ljust(9, b"0")
     found = int(match[2]) * 10**9 + int(fraction)
     return -found if match[1] else found

@@ -71,7 +71,7 @@ class _Writer:
             while position < size:
                 view = memoryview(self._buffer)[: min(_PIECE, size - position)]
                 if self._tar.readinto(view) != len(view):  # type: ignore[attr-defined]
-                    raise OSError("the exported image is cut off")
+                    raise OSError("the exported image is truncated")
                 self._piece(file, position, view)
                 position += len(view)
         file.close()

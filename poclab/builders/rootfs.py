@@ -78,7 +78,7 @@ class Tree:
         self.added[name] = content
 
     def read(self, name: str, most: int) -> bytes:
-        """The beginning of a file of the archive."""
+        """Read the beginning of a file of the archive."""
         with self.tar.open("rb") as tar:
             member = self.members[name]
             tar.seek(member.offset)
@@ -99,13 +99,13 @@ class Tree:
                 left -= len(piece)
 
     def resolved(self, name: str) -> str:
-        """The name a hard link stands for; of any other file its own."""
+        """Give the name a hard link stands for; for any other file, its own."""
         member = self.members[name]
         return _safe(member.target) if member.kind == "hardlink" else name
 
 
 def check_library() -> None:
-    """See that the library that writes ext4 is on this host.
+    """Check that the library that writes ext4 can be loaded.
 
     Raises:
         PoclabError: it is missing, or too old.
@@ -123,7 +123,7 @@ def check_library() -> None:
 
 
 def listing(tar: Path) -> Members:
-    """What a tar file holds, by path without a leading `./`; the root directory is "".
+    """List what a tar file contains, by path without a leading `./`; the root directory is "".
 
     Raises:
         PoclabError: it is damaged, or holds a file that ext4 cannot carry or that leads out of
@@ -136,7 +136,7 @@ def listing(tar: Path) -> Members:
                 name = _safe(member.name)
                 before = members.get(name)
                 if before is not None and not before.kind == member.kind == "directory":
-                    raise _odd(member.name, "it occurs twice")
+                    raise _odd(member.name, "duplicate name")
                 _check_one(name, member)
                 members[name] = member
         except TarError as error:
@@ -146,7 +146,7 @@ def listing(tar: Path) -> Members:
 
 
 def kinds(members: Members, *wanted: str) -> list[str]:
-    """The names of the files of some kinds."""
+    """Give the names of the files of some kinds."""
     return [name for name, member in members.items() if member.kind in wanted]
 
 
@@ -168,7 +168,7 @@ def _odd(name: str, why: str) -> PoclabError:
 
 
 def _check_one(name: str, member: Member) -> None:
-    """See that ext4 can carry a file."""
+    """Check that ext4 can carry a file."""
     if "\0" in member.name or "\0" in member.target:
         raise _odd(member.name, "its name or target contains a NUL byte")
     if any(len(encoded(part)) > _NAME_MAX for part in name.split("/")):
@@ -236,7 +236,7 @@ def complete(members: Members, mtime: int) -> None:
 
 
 def content_size(members: Members) -> int:
-    """Bytes that the files take in ext4: whole blocks, inodes, directories."""
+    """Estimate the bytes that the files take in ext4: whole blocks, inodes, directories."""
     size = 0
     for member in members.values():
         size += _INODE + 64
@@ -431,5 +431,5 @@ def check_ext4(work: Path, disk: str, offset: int, epoch: int) -> None:
 
 
 def newest(members: Iterable[Member]) -> int:
-    """The newest file's time, in seconds since 1970."""
+    """Find the newest file's time, in seconds since 1970."""
     return max((member.mtime // 10**9 for member in members), default=0)

@@ -66,6 +66,10 @@ ONLY: dict[str, tuple[str, ...]] = {
     "libvirt_qemu": ("virt",),
     "subprocess": ("run",),
     "print": ("cli", "output"),
+    # What reads strangers' archives and databases, or runs C code, has one place each.
+    "tarfile": ("ova", "bootcguest"),
+    "sqlite3": ("packages",),
+    "ctypes": ("builders",),
 }
 LONGEST = 500
 
