@@ -329,8 +329,9 @@ def fill(work: Path, disk: str, tree: Tree, *, offset: int, size: int, epoch: in
     plan = work / "root.plan"
     with os.fdopen(os.open(plan, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         _write_plan(file, disk, tree, offset)
-    # -P: the work directory is no place for Python to look for modules.
-    argv = [sys.executable, "-P", "-m", "poclab.builders.ext4writer", plan.name]
+    # -P: no modules from the work directory. PYTHONPATH: of this very poclab instead.
+    argv = [sys.executable, "-P", "-s", "-m", "poclab.builders.ext4writer", plan.name]
+    env = _environment(epoch) | {"PYTHONPATH": str(Path(__file__).absolute().parents[2])}
     reader = _Reader(len(tree.members))
     # Memory is some 100 MiB; the disk is the only file it may write, and not beyond its end.
     limits = {
@@ -338,9 +339,7 @@ def fill(work: Path, disk: str, tree: Tree, *, offset: int, size: int, epoch: in
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: offset + size,
     }
-    code = runner().stream(
-        argv, reader.line, env=_environment(epoch), cwd=work, timeout=3600, limits=limits
-    )
+    code = runner().stream(argv, reader.line, env=env, cwd=work, timeout=3600, limits=limits)
     if code != 0:
         raise reader.error(size, code)
     plan.unlink()
