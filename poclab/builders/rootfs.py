@@ -16,6 +16,7 @@ import resource
 import sys
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -394,7 +395,8 @@ class _Reader:
         if match := re.fullmatch(r"progress ([0-9]{1,9})", text):
             events.progress("write the files", int(match[1]), self._total)
         elif text.startswith("failed {"):
-            self._failure = json.loads(text.removeprefix("failed "))
+            with suppress(ValueError):
+                self._failure = json.loads(text.removeprefix("failed "))
         elif text.strip():
             self._last = text
 

@@ -234,7 +234,22 @@ def ends_and_slashes(tar: Archive) -> None:
     tar.raw(header(b"odd/old-directory/", b"\0", 0))
 
 
+def directories_of_ext4(tar: Archive) -> None:
+    """Owners, modes and attributes of the two directories that every ext4 has."""
+    tar.add(".", D, mode=0o1711, uid=7, xattrs={"user.root": b"x"})
+    tar.add("lost+found", D, mode=0o2755, gid=9, xattrs={"security.selinux": b"label"})
+    tar.add("lost+found/x", data=b"found")
+
+
+def large_directory(tar: Archive) -> None:
+    """A directory of many blocks."""
+    for number in range(1500):
+        tar.add(f"odd/large/{number:0200}", data=b"x" * (number % 2))
+
+
 CARRIED: tuple[Maker, ...] = (
+    directories_of_ext4,
+    large_directory,
     commands_in_attribute_names,
     commands_in_names,
     commands_in_targets,

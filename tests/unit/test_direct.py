@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from poclab.builders import direct, esp, rootfs
+from poclab import tarwalk
+from poclab.builders import direct, esp, ext2fs, rootfs
 from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
 from poclab.builders.kernel import Bootable, Kernel, find_bootable, find_kernel
@@ -143,6 +144,32 @@ def test_refuses_hostile_trees(
     with pytest.raises(PoclabError, match=re.escape(why)):
         rootfs.listing(tar_of(tmp_path / "t.tar", *members))
     assert [path.name for path in tmp_path.iterdir()] == ["t.tar"]
+
+
+def test_more_links_than_ext4_counts_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rootfs, "_LINK_MAX", 4)
+    names = [(f"n{number}", H, "a") for number in range(3)]
+    assert len(rootfs.listing(tar_of(tmp_path / "t.tar", ("a", F, ""), *names))) == 4
+    with pytest.raises(PoclabError, match="more than 4 links"):
+        rootfs.listing(tar_of(tmp_path / "u.tar", ("a", F, ""), *names, ("b", H, "a")))
+    directories = [(f"d/{number}", D, "") for number in range(3)]
+    with pytest.raises(PoclabError, match="more than 4 links"):
+        rootfs.listing(tar_of(tmp_path / "v.tar", *directories))
+
+
+def test_more_files_than_memory_holds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = tar_of(tmp_path / "t.tar", *((f"n{number}", F, "") for number in range(5)))
+    monkeypatch.setattr(tarwalk, "MAX_MEMBERS", 4)
+    with pytest.raises(PoclabError, match="more than 4 files"):
+        rootfs.listing(tar)
+    monkeypatch.undo()
+    monkeypatch.setattr(tarwalk, "MAX_TEXT", 9)
+    with pytest.raises(PoclabError, match="too long names"):
+        rootfs.listing(tar)
 
 
 def test_a_missing_parent_is_made_and_mount_points_are_added(tmp_path: Path) -> None:
@@ -323,6 +350,15 @@ def test_a_missing_program_is_named_with_its_package(tmp_path: Path) -> None:
     with using(Without()), pytest.raises(PoclabError, match="mcopy is not installed") as error:
         Direct().check(request(tmp_path))
     assert "mtools" in error.value.fix
+
+
+def test_a_missing_library_is_named_with_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ext2fs, "LIBRARY", "libext2fs.so.99")
+    with pytest.raises(PoclabError, match=r"libext2fs\.so\.99 cannot be loaded") as error:
+        Direct().check(request(tmp_path))
+    assert "e2fsprogs" in error.value.fix
 
 
 def test_unknown_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
