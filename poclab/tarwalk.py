@@ -13,7 +13,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Literal
+from typing import Literal, Protocol
 
 SECTOR = 512
 # Linux holds at most 64 KiB of names and 64 KiB for each value (limits.h: XATTR_LIST_MAX,
@@ -22,14 +22,13 @@ MAX_EXTENDED = 1024 * 1024
 # What a walk yields at most; the largest images have some 400,000 files with 100 bytes of text.
 MAX_MEMBERS = 1_000_000
 MAX_TEXT = 512 * 1024 * 1024
-_TOO_LARGE = 1 << 62  # what a file's offset can hold (off_t, 63 bits) with room to add
 _XATTR = b"SCHILY.xattr."
 # Name, mode, uid, gid, size, mtime, checksum, type, link, magic, major, minor, prefix.
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s64x8s8s155s12x")
 _LENGTH = re.compile(rb"([0-9]{1,7}) ")
 _TIME = re.compile(rb"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
 
-Kind = Literal["file", "directory", "symlink", "hardlink", "char", "block", "fifo"]
+Kind = Literal["file", "directory", "symlink", "hardlink", "char", "block", "fifo", "other"]
 _KINDS: dict[bytes, Kind] = {
     b"0": "file",
     b"\0": "file",
@@ -45,7 +44,25 @@ _ONE_FILE = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
 
 
 class TarError(ValueError):
-    """The archive is damaged, cut off, or uses what poclab does not read; the text says why."""
+    """The archive is damaged, truncated, or uses what poclab does not read; the text says why.
+
+    Attributes:
+        broken: whether a good copy of the same archive might be read.
+    """
+
+    def __init__(self, why: str, *, broken: bool = False) -> None:
+        super().__init__(why)
+        self.broken = broken
+
+
+class Stream(Protocol):
+    """What an archive is read from: a file, a pipe, a part of a file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read so many bytes, fewer at the end."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move, as a file does; never called on what is not seekable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +108,20 @@ class TarReader:
     Args:
         stream: the archive, uncompressed, at its beginning.
         seekable: whether it is a file, in which content that nobody reads is skipped.
+        ended: whether the two blocks of zeros at the end have to be there; many archives of other
+            programs have one or none.
+        most: bytes of extended headers that a member may have.
     """
 
-    def __init__(self, stream: IO[bytes], *, seekable: bool = False) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        seekable: bool = False,
+        ended: bool = True,
+        most: int = MAX_EXTENDED,
+    ) -> None:
+        self._ended, self._most = ended, most
         self._stream = stream
         self._end = stream.seek(0, 2) if seekable else None
         if seekable:
@@ -112,17 +140,21 @@ class TarReader:
         held = count = text = 0
         while True:
             self._skip()
-            block = self._exactly(SECTOR)
+            block = self._stream.read(SECTOR)
+            self._at += len(block)
+            if not block.strip(b"\0") and not self._ended:
+                return
+            if len(block) < SECTOR:
+                raise _truncated()
             if not block.strip(b"\0"):
-                # The end are two blocks of zeros.
                 if self._exactly(SECTOR).strip(b"\0"):
-                    raise TarError(f"it is damaged at byte {self._at - SECTOR}")
+                    raise _damaged(self._at - SECTOR)
                 return
             header = _Fields.of(block, self._at - SECTOR)
             if header.type in b"xgLK":
                 held += header.size
-                if header.size < 0 or held > MAX_EXTENDED:
-                    raise TarError(f"an extended header is larger than {MAX_EXTENDED} bytes")
+                if header.size < 0 or held > self._most:
+                    raise TarError("an extended header in it is too long")
                 data = self._exactly(header.size)
                 self._exactly(-header.size % SECTOR)
                 _extend(extended, header.type, data)
@@ -154,7 +186,7 @@ class TarReader:
         if self._end is not None and rest:
             # A seek goes beyond the end without a word.
             if self._at + rest > self._end:
-                raise TarError("it is truncated")
+                raise _truncated()
             self._at = self._stream.seek(self._at + rest)
             return
         while rest:
@@ -164,8 +196,16 @@ class TarReader:
         data = self._stream.read(size) if size else b""
         self._at += len(data)
         if len(data) != size:
-            raise TarError("it is truncated")
+            raise _truncated()
         return data
+
+
+def _truncated() -> TarError:
+    return TarError("it is truncated", broken=True)
+
+
+def _damaged(at: int) -> TarError:
+    return TarError(f"it is damaged at byte {at}", broken=True)
 
 
 @dataclass(frozen=True)
@@ -189,7 +229,7 @@ class _Fields:
         )
         # The checksum counts its own eight bytes as blanks.
         if _number(check, at) != sum(block) - sum(check) + 8 * 0x20:
-            raise TarError(f"it is damaged at byte {at}")
+            raise _damaged(at)
         name = _text(name)
         if magic.startswith(b"ustar\0") and _text(prefix):
             name = _text(prefix) + b"/" + name
@@ -208,15 +248,13 @@ class _Fields:
 
     def member(self, extended: dict[bytes, bytes], offset: int) -> Member:
         """The member, with what its extended headers say."""
-        kind = _KINDS.get(self.type)
-        if kind is None:
-            raise TarError(f"it contains a file of unknown type {ascii(self.type)[2:-1]}")
+        kind: Kind = _KINDS.get(self.type, "other")
         name = extended.get(b"path", self.name)
         if kind == "file" and self.type == b"\0" and name.endswith(b"/"):
             kind = "directory"  # before ustar had a type of their own
         size = _decimal(extended, b"size", self.size)
-        if not 0 <= size < _TOO_LARGE:
-            raise TarError(f"invalid file size {size}")
+        if size < 0:
+            raise TarError(f"a member's size is {size}")
         mtime = _nanoseconds(extended[b"mtime"]) if b"mtime" in extended else self.mtime * 10**9
         links = kind in ("symlink", "hardlink")
         return Member(
@@ -241,10 +279,10 @@ def _extend(extended: dict[bytes, bytes], kind: bytes, data: bytes) -> None:
         return
     for key, value in _records(data):
         if key.startswith(b"GNU.sparse."):
-            raise TarError("it contains a sparse file, which poclab does not read")
+            raise TarError(f"an extended header in it has {_decoded(key)[:80]!a}")
         of_one = key in _ONE_FILE or key.startswith(_XATTR)
         if kind == b"g" and of_one:
-            raise TarError(f"a global header sets {_decoded(key)[:80]!a}")
+            raise TarError(f"an extended header in it has {_decoded(key)[:80]!a}")
         if of_one and not value and key in _ONE_FILE:
             extended.pop(key, None)  # an empty value takes it back
         elif of_one:
@@ -258,10 +296,10 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         match = _LENGTH.match(data, at)
         end = at + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise TarError("invalid extended header")
+            raise TarError("an extended header in it is invalid")
         key, equals, value = data[match.end() : end - 1].partition(b"=")
         if not key or not equals:
-            raise TarError("invalid extended header")
+            raise TarError("an extended header in it is invalid")
         yield key, value
         at = end
 
@@ -282,7 +320,7 @@ def _number(data: bytes, at: int) -> int:
     if not text:
         return 0
     if not re.fullmatch(rb"[0-7]+", text):
-        raise TarError(f"it is damaged at byte {at}")
+        raise _damaged(at)
     return int(text, 8)
 
 
@@ -291,14 +329,14 @@ def _decimal(extended: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
     if text is None:
         return otherwise
     if not re.fullmatch(rb"-?[0-9]{1,18}", text):
-        raise TarError(f"invalid {key.decode()} {_decoded(text)[:40]!a}")
+        raise TarError(f"a member's {key.decode()} is {_decoded(text)[:40]!a}")
     return int(text)
 
 
 def _nanoseconds(text: bytes) -> int:
     match = _TIME.fullmatch(text)
     if match is None:
-        raise TarError(f"invalid mtime {_decoded(text)[:40]!a}")
+        raise TarError(f"a member's mtime is {_decoded(text)[:40]!a}")
     fraction = (match[3] or b"")[:9].ljust(9, b"0")
     found = int(match[2]) * 10**9 + int(fraction)
     return -found if match[1] else found

@@ -176,6 +176,8 @@ def _check_one(name: str, member: Member) -> None:
         raise _odd(member.name, f"a part of its name is longer than {_NAME_MAX} bytes")
     if not (0 <= member.uid <= _ID_MAX and 0 <= member.gid <= _ID_MAX):
         raise _odd(member.name, f"invalid owner {member.uid}:{member.gid}")
+    if member.kind == "other":
+        raise _odd(member.name, "unknown file type")
     major, minor = member.device
     if not (0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX):
         raise _odd(member.name, f"invalid device number {major}:{minor}")

@@ -133,7 +133,7 @@ F, D, S, H = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
         ([("a", H, "../etc/shadow")], "contains .."),
         ([("a", H, "none")], "hard link"),
         ([("d", D, ""), ("a", H, "d")], "hard link"),
-        ([("a", b"V", "")], "unknown type"),
+        ([("a", b"V", "")], "unknown file type"),
         ([("lost+found", F, "")], "every ext4 has"),
         ([("a", S, "")], "target is empty"),
     ],

@@ -67,7 +67,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "subprocess": ("run",),
     "print": ("cli", "output"),
     # What reads strangers' archives and databases, or runs C code, has one place each.
-    "tarfile": ("ova", "bootcguest"),
+    "tarfile": ("bootcguest",),
     "sqlite3": ("packages",),
     "ctypes": ("builders",),
 }
