@@ -1,12 +1,15 @@
 # make help shows what there is.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format unit integration bench schema clean
+.PHONY: help setup demo test lint types format unit integration fuzz bench schema clean
 
 BIN := .venv/bin
 # Where the demo runs: qemu:///session unless said otherwise.
 CONNECT ?=
 # The tests mostly wait for guests, so two workers take little more than half the time of one.
 WORKERS ?= 2
+# For make fuzz: which parsers (all unless said otherwise), and for how long each.
+TARGETS ?=
+SECONDS ?= 600
 PARALLEL := -n $(WORKERS) --no-loadscope-reorder
 # More arguments for pytest, e.g. make unit PYTEST="-x -k store"
 PYTEST ?=
@@ -48,6 +51,11 @@ unit: ## Tests without a host: seconds
 
 integration: ## Tests on real libvirt hosts: minutes
 	$(BIN)/pytest tests/integration $(PARALLEL) --durations=20 $(PYTEST)
+
+fuzz: ## Look for inputs that a parser does not survive: TARGETS="qcow2 ova", SECONDS=600 each
+	@.ci/setup test
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGETS)
 
 bench: ## Measure, and compare with the same done by hand
 	$(BIN)/python -m bench

@@ -13,16 +13,18 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import disk, events, livecommit, lock, readiness, warm
+from poclab import chain, disk, events, livecommit, lock, readiness, warm
 from poclab.errors import PoclabError
 from poclab.find import find_vm
 from poclab.images import collect
 from poclab.labhost import LabHost
 from poclab.manifest import base_volume, bases
 from poclab.model import ObservedVm, Origin, Ref, State, Version, VmRecord
+from poclab.qcow2_header import virtual_size
 from poclab.units import format_seconds
 from poclab.virt.host import Host
 from poclab.virt.localpool import LocalPool
+from poclab.volumes import find
 
 # Disks of a version, its own and all below it. QEMU opens each, and a read that finds nothing
 # goes through all of them.
@@ -144,6 +146,7 @@ class _Work:
     def _refuse(self) -> None:
         self._store.refuse_existing(self._wish.ref)
         self._check_state()
+        self._check_chain()
 
     def _directory(self) -> Path:
         if not isinstance(self._host.pool, LocalPool):
@@ -163,9 +166,10 @@ class _Work:
         overlay = directory / record.overlay
         if not overlay.exists():
             return None
+        self._check_chain()
         if (record.version, record.digest) == (version.ref, version.digest):
-            before = directory / version.origin.inputs.get("overlay", record.overlay)
-            if before != overlay and before.exists():
+            before = find(version.origin.inputs.get("overlay", ""))
+            if before and str(before) != record.overlay and (directory / str(before)).exists():
                 return version  # the VM is on it, and what it was on is still to go
             return version if not self._vm.active and disk.is_blank(overlay) else None
         if self._vm.active:
@@ -236,6 +240,7 @@ class _Work:
 
     def _publish(self, directory: Path) -> Version:
         record, wish = self._record, self._wish
+        self._check_chain()
         overlay = directory / record.overlay
         inputs = {"version": str(record.version), "version_digest": record.digest}
         inputs |= livecommit.state_of(overlay)
@@ -253,13 +258,16 @@ class _Work:
             return self._store.publish(
                 wish.ref,
                 file,
-                virtual_size=disk.virtual_size(file),
+                virtual_size=virtual_size(file),
                 profile=record.profile,
                 origin=Origin("committed", record.path, inputs=inputs),
                 user=record.user,
                 labels={"message": wish.message} if wish.message else {},
                 parents=parents,
             )
+
+    def _check_chain(self) -> None:
+        self._lab.check_chain(self._record, chain.system_chain(self._record))
 
     def _alone(self) -> bool:
         """Whether the version is to stand alone: it was asked for, or the chain is long."""

@@ -12,13 +12,10 @@ is a path and nothing else.
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import signal
-import stat
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +23,7 @@ from poclab import events
 from poclab.errors import PoclabError
 from poclab.files import writing_out
 from poclab.names import shown
+from poclab.qcow2_header import backing_file
 from poclab.run import CommandFailed, runner
 from poclab.units import GIB, MIB, format_size
 
@@ -143,75 +141,6 @@ def _reading(path: Path, form: str, part: Part | None) -> list[str]:
     options |= {f"{below}driver": "file", f"{below}filename": _plain(path)}
     # QEMU's option syntax: a comma in a value is written twice.
     return ["--image-opts", ",".join(f"{k}={v.replace(',', ',,')}" for k, v in options.items())]
-
-
-def virtual_size(path: Path) -> int:
-    """The bytes a guest sees of a qcow2 file of poclab's own.
-
-    Read from the header: bytes 24 to 31, big-endian (QEMU, docs/interop/qcow2.txt).
-
-    Raises:
-        PoclabError: it is no qcow2 file.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(32)
-    except OSError as error:
-        raise PoclabError(f"{path} cannot be read", why=f"{error.strerror}") from error
-    if len(head) < 32 or head[:4] != b"QFI\xfb":
-        raise PoclabError(f"{path} is no qcow2 disk")
-    return int.from_bytes(head[24:32])
-
-
-@dataclass(frozen=True)
-class Head:
-    """What the beginning of a qcow2 file says of the disk.
-
-    Attributes:
-        virtual_size: bytes a guest sees.
-        backing: the name of what it stands on, or an empty string.
-    """
-
-    virtual_size: int
-    backing: str
-
-
-def read_head(data: bytes) -> Head | None:
-    """Read a qcow2 file's first bytes; see `virtual_size` and `backing_file`.
-
-    Args:
-        data: the first cluster of 64 KiB, in which the name lies, or more.
-
-    Returns:
-        None for what is no qcow2 file.
-    """
-    if len(data) < 32 or data[:4] != b"QFI\xfb":
-        return None
-    offset, length = int.from_bytes(data[8:16]), int.from_bytes(data[16:20])
-    return Head(int.from_bytes(data[24:32]), os.fsdecode(data[offset : offset + length]))
-
-
-def backing_file(path: Path) -> str:
-    """The name of what a qcow2 file stands on, as it is in the header, or an empty string.
-
-    The header has the name's offset in bytes 8 to 15 and its length in 16 to 19 (QEMU,
-    docs/interop/qcow2.txt). A file that is no qcow2 stands on nothing.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    # A domain may name anything: what is a FIFO must not hold us up.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        kind = os.fstat(fd).st_mode
-        head = os.pread(fd, 20, 0) if stat.S_ISREG(kind) or stat.S_ISBLK(kind) else b""
-        if len(head) < 20 or head[:4] != b"QFI\xfb":
-            return ""
-        offset, length = int.from_bytes(head[8:16]), int.from_bytes(head[16:20])
-        found = os.pread(fd, min(length, 1023), offset) if 0 < offset < 2 << 20 else b""
-    finally:
-        os.close(fd)
-    return os.fsdecode(found)
 
 
 def read_sectors(path: Path, sector: int, count: int) -> bytes:

@@ -97,6 +97,7 @@ def _libvirt(uri: str | None, accel: str) -> Iterator[Check]:
                 ("storage pool", _pool),
                 ("leftovers", _leftovers),
                 ("marks", _marks),
+                ("records", _records),
             ):
                 yield _guarded(name, host, check)
     except PoclabError as error:
@@ -182,6 +183,15 @@ def _marks(host: Host) -> Check:
         errors = [lost.error() for lost in found.unreadable]
         return Check("marks", "note", "; ".join(f"{each.what}: {each.fix}" for each in errors))
     return Check("marks", "ok", f"{len(found.marks)}")
+
+
+def _records(host: Host) -> Check:
+    from poclab.damaged import find
+
+    found = find(host)
+    if found:
+        return Check("records", "note", " | ".join(map(str, found)))
+    return Check("records", "ok", "none damaged")
 
 
 def _subordinate_ids() -> Check:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from poclab import lock, warm
+from poclab import damaged, lock, warm
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.names import check_name
 from poclab.parked import Lot
 from poclab.parking import forget
 from poclab.schedule import run_in_order
-from poclab.virt.design import KEPT
 from poclab.virt.host import Host
+from poclab.volumes import Kind, of_lab
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def down(
         at.mend_domains()
         warm.mend(at)
         found = look(host, lab)
+        damaged.warn(host, damaged.domains_of([lab]))  # these stay, with their disks
         if not found.empty or (volumes and found.kept) or (parked and found.parked):
             if not confirm(found):
                 return None
@@ -87,7 +88,7 @@ def look(host: Host, lab: str) -> Downfall:
     there = host.vms()
     vms = tuple(vm.record.name for vm in there if vm.record.lab == lab)
     networks = tuple(net.record.name for net in host.networks() if net.record.lab == lab)
-    kept = tuple(name for name in host.pool.names() if name.startswith(f"{KEPT}{lab}."))
+    kept = tuple(map(str, of_lab(host.pool.names(), lab, Kind.DATA)))
     parked = tuple(x.name for x in Lot.of(host.pool, lab).kept(there) if x.lasting)
     return Downfall(lab, vms, networks, kept, parked)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from poclab import container, events
+from poclab import container, events, shapes
 from poclab.errors import PoclabError
 from poclab.model import Ref, Version
 from poclab.run import runner
@@ -14,6 +14,7 @@ from poclab.store import Store
 
 # The label with the seconds that the disk took: what the next one is expected to take.
 SECONDS = "poclab.disk-seconds"
+_SECONDS = shapes.decimal(shapes.real(0, 10**6))
 # The inputs of a build, and how they are called where they differ. Versions that agree in all of
 # them are the same.
 INPUTS = {
@@ -83,7 +84,7 @@ class Earlier:
         for item in self._built():
             if item.origin.builder == builder:
                 with suppress(KeyError, ValueError):
-                    return float(item.labels[SECONDS])
+                    return _SECONDS(item.labels[SECONDS])
         return None
 
     def _built(self) -> list[Version]:

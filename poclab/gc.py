@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 
-from poclab import events, extents, lock, parking
+from poclab import damaged, events, extents, lock, parking
 from poclab.errors import PoclabError
 from poclab.images import Orphan, collect, orphans, used_volumes
 from poclab.labhost import LabHost
-from poclab.manifest import BASE, MANIFEST, base_volume, bases, version_volumes
+from poclab.manifest import base_volume, bases, version_volumes
 from poclab.marks import Marks
 from poclab.model import Ref, Version
 from poclab.parked import Lot
@@ -23,6 +23,7 @@ from poclab.records import volumes
 from poclab.store import Store
 from poclab.virt import places
 from poclab.virt.host import Host
+from poclab.volumes import find
 from poclab.warmstate import Shelf
 
 VERSION = "version"
@@ -65,6 +66,7 @@ def look(host: Host, wish: Wish) -> list[Removal]:
     What is left of a lab that another command is at does not count: it may be just being made.
     """
     store = Store(host.pool, host.uri)
+    damaged.warn(host, damaged.find)
     with store.reading():
         waste = orphans(host)
         stale = parking.stale(host)
@@ -122,9 +124,8 @@ def _fallen(
 
 def _lab(item: Orphan) -> str:
     """The lab that something left over is of, or an empty string."""
-    if item.kind != "volume" or item.name.startswith((BASE, MANIFEST)):
-        return ""
-    return item.name.split(".")[1]
+    name = find(item.name) if item.kind == "volume" else None
+    return name.lab if name else ""
 
 
 def _idle(host: Host, lab: str) -> bool:
@@ -215,8 +216,11 @@ def _old(
     used = used_volumes(vms, host.foreign(), Lot.of(host.pool))
     if wish.keep is None:
         return versions, [], used
-    if store.has_newer():
-        events.warning("no version is removed: a newer poclab made some that this one cannot read")
+    if store.holds_all():
+        events.warning(
+            "no version is removed: there are some that this poclab cannot read; `poclab doctor`"
+            " lists those that are damaged"
+        )
         return versions, [], used
     marks = Marks.of(host.pool)
     if marks.unreadable:

@@ -12,10 +12,11 @@ from poclab.marks import Marks
 from poclab.model import Foreign, ObservedVm, Ref, Version
 from poclab.parked import Lot, Parked
 from poclab.protection import refuse_protected
-from poclab.records import PASSING, garbage
+from poclab.records import garbage
 from poclab.store import Store
 from poclab.versions import on_version, standing_on
 from poclab.virt.host import Host
+from poclab.volumes import PASSING, known
 from poclab.warmstate import Shelf
 
 
@@ -142,8 +143,7 @@ def orphans(host: Host) -> list[Orphan]:
     vms = host.vms()
     names = host.pool.names()
     foreign = host.foreign()
-    passing = tuple(f"{kind}." for kind in PASSING)
-    labs = {name.split(".")[1] for name in names if name.startswith(passing)}
+    labs = {name.lab for name in known(names, *PASSING)}
     lot = Lot.of(host.pool)
     held = Shelf.of(host.pool).held(vms) | lot.held(vms)
     disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign, held)]

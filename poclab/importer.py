@@ -16,7 +16,7 @@ from poclab.errors import PoclabError, UsageError
 from poclab.files import sync
 from poclab.formats import DiskInfo, Part, detect, opened
 from poclab.model import Origin, Profile, Ref, Version
-from poclab.names import shown
+from poclab.names import is_user, shown
 from poclab.spool import DEFAULT_LIMIT, NAME, spool
 from poclab.units import GIB, format_size
 
@@ -106,6 +106,12 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
             that was meant, or there is no room.
     """
     wanted = _wanted_digest(wish.digest)
+    if not is_user(wish.user):
+        raise UsageError(
+            f"invalid user name {shown(wish.user)}",
+            why="it must be printable, not begin with - and have at most 256 characters",
+            fix="give the account to log in as: --user USER",
+        )
     if wish.format is not None and wish.format not in FORMATS:
         raise UsageError(
             f"poclab imports no {shown(wish.format)}",

@@ -74,7 +74,7 @@ def _look(host: Host, store: Store) -> _Found:
 
     used = used_volumes(host.vms(), host.foreign(), Lot.of(host.pool))
     stay = active(versions, used)
-    if store.has_newer():  # what that stands on cannot be known
+    if store.holds_all():  # what that stands on cannot be known
         stay |= names
     return _Found(versions, stay, names)
 

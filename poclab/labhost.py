@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from poclab import config, credentials, events, inactive, lock, parked, probe
+from poclab import chain, config, credentials, events, inactive, lock, parked, probe
 from poclab.disk import is_blank
 from poclab.errors import PoclabError
 from poclab.manifest import base_volume, bases, now
@@ -24,7 +24,6 @@ from poclab.records import Stamp, garbage, volumes
 from poclab.ssh import LabFiles
 from poclab.store import Store
 from poclab.virt.design import (
-    KEPT,
     data_volume,
     detour,
     detour_spec,
@@ -38,6 +37,7 @@ from poclab.virt.guest import Guest
 from poclab.virt.host import Host
 from poclab.virt.localpool import LocalPool
 from poclab.virt.xml import DomainSpec, domain_xml, network_xml
+from poclab.volumes import Kind, VolumeName, of_lab
 from poclab.warmstate import Shelf
 
 # Seconds that a guest with data to keep gets to shut down before a reset or `down` ends it.
@@ -97,6 +97,8 @@ class LabHost:
         """Make a record's disks over those of a warm state; returns the record that says so."""
         disks = {disk.name: data_volume(record, disk) for disk in record.disks}
         for item in over:
+            below = () if item.disk else bases(record)
+            self.check_chain(record, (item.volume, *below))
             events.step("overlay", vm=record.name, disk=item.disk)
             name = disks[item.disk] if item.disk else record.overlay
             self.host.pool.overlay(name, item.volume, self.host.pool.capacity(item.volume))
@@ -137,6 +139,7 @@ class LabHost:
         """See that the system disk is as large as recorded; the VM must be off."""
         pool = self.host.pool
         if record.disk_size and pool.capacity(record.overlay) < record.disk_size:
+            self.check_chain(record, chain.system_chain(record))
             events.step("grow system disk", vm=record.name)
             pool.grow(record.overlay, record.disk_size)
 
@@ -157,16 +160,35 @@ class LabHost:
                 pool.blank(volume, disk.size)
                 continue
             if pool.capacity(volume) < disk.size:
+                below = (item.volume for item in record.frozen if item.disk == disk.name)
+                self.check_chain(record, (volume, *below))
                 events.step("grow data disk", vm=record.name, disk=disk.name)
                 pool.grow(volume, disk.size)
+
+    def check_chain(self, record: VmRecord, names: Sequence[str]) -> None:
+        """Check that disks name each other as recorded, before a program opens them all.
+
+        Where the pool is reached through libvirt alone nothing here opens them.
+
+        Args:
+            record: whose disks they are.
+            names: the volumes, the top first.
+
+        Raises:
+            PoclabError: one names something else.
+        """
+        if isinstance(self.host.pool, LocalPool):
+            chain.check(Path(self.host.pool.directory), names, record.path)
 
     def untouched(self, record: VmRecord) -> bool:
         """Whether nothing was ever written to a VM's disks, as far as can be seen; it is off."""
         pool = self.host.pool
         if not isinstance(pool, LocalPool):
             return False
-        volumes = (record.overlay, *(data_volume(record, disk) for disk in record.disks))
-        return all(is_blank(Path(pool.path(name))) for name in volumes)
+        chains = (chain.system_chain(record), *chain.data_chains(record))
+        for names in chains:
+            self.check_chain(record, names)
+        return all(is_blank(Path(pool.path(names[0]))) for names in chains)
 
     def sweep(self) -> None:
         """Delete system disks and passing data disks of this lab that no VM stands on."""
@@ -174,7 +196,7 @@ class LabHost:
         foreign = self.host.foreign()
         self.host.pool.sweep()
         for old, new in self.host.pool.moves().items():
-            if old.split(".")[1] == self.lab:  # nobody is at it: the lab is locked
+            if VolumeName.parse(old).lab == self.lab:  # nobody is at it: the lab is locked
                 events.step("delete", volume=new)
                 self.host.pool.undo(old)
         shelf, lot = Shelf.of(self.host.pool, self.lab), Lot.of(self.host.pool, self.lab)
@@ -314,7 +336,7 @@ class LabHost:
         guest = self.host.guest(record)
         self._end(guest, record)
         for volume in sorted(volumes(record)):
-            if not volume.startswith(KEPT):
+            if VolumeName.parse(volume).kind is not Kind.DATA:
                 self.delete(volume)
         guest.remove()
         self.files.forget(record.name)
@@ -420,10 +442,9 @@ def observe(host: Host, lab: str) -> Observed:
     """What the host shows, of all labs; sizes of kept data disks of one."""
     names = frozenset(host.pool.names())
     kept: dict[str, int] = {}
-    for name in names:
-        if name.startswith(f"{KEPT}{lab}."):
-            with contextlib.suppress(PoclabError):  # damaged: QEMU has better words for it
-                kept[name] = host.pool.capacity(name)
+    for name in map(str, of_lab(names, lab, Kind.DATA)):
+        with contextlib.suppress(PoclabError):  # damaged: QEMU has better words for it
+            kept[name] = host.pool.capacity(name)
     return Observed(
         session=host.session,
         vms=tuple(host.vms()),

@@ -15,15 +15,18 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from poclab import disk, events
+from poclab import disk, events, volumes
+from poclab.chain import system_chain
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.manifest import base_volume
 from poclab.model import ObservedVm, Version, VmRecord
+from poclab.qcow2_header import backing_file
 from poclab.records import entry
 from poclab.virt.blocks import Blocks
 from poclab.virt.design import next_mark, overlay_volume
 from poclab.virt.localpool import LocalPool
+from poclab.volumes import Kind
 
 
 def refuse_silent(lab: LabHost, vm: ObservedVm, *, quiesce: bool, otherwise: str) -> None:
@@ -150,8 +153,9 @@ def _settle(lab: LabHost, vm: ObservedVm) -> None:
         return
     own = pool.path(vm.record.overlay)
     directory, _, top = found.chain[0].rpartition("/")
-    prefix = overlay_volume(lab.lab, vm.record.name, "").removesuffix(".qcow2")
-    if directory != pool.directory or not top.startswith(prefix):
+    name = volumes.find(top)
+    ours = name and name.kind is Kind.OVERLAY and name.of(lab.lab, vm.record.name)
+    if directory != pool.directory or not ours:
         return  # nobody's business but who did it
     if vm.live and vm.live.overlay != vm.record.overlay:
         if found.chain[0] == own:
@@ -178,6 +182,7 @@ def _between(lab: LabHost, vm: ObservedVm, top: str, *, busy: bool) -> None:
         blocks.merge(own)
     else:
         _refuse_far(lab, vm)
+        lab.check_chain(vm.record, (Path(top).name, *system_chain(vm.record)))
         events.step("merge", domain=vm.record.domain)
         disk.merge(Path(top))
         lab.define(vm.record, vm.uuid)
@@ -189,7 +194,7 @@ def _arrived(lab: LabHost, vm: ObservedVm, top: str, chain: tuple[str, ...]) -> 
         below = chain[1].rpartition("/")[2]
     else:
         _refuse_far(lab, vm)
-        below = Path(disk.backing_file(Path(chain[0]))).name
+        below = _below(lab, vm, top)
     made = [item for item in lab.store.versions() if base_volume(item.digest) == below]
     if not made:
         raise PoclabError(
@@ -198,7 +203,17 @@ def _arrived(lab: LabHost, vm: ObservedVm, top: str, chain: tuple[str, ...]) -> 
             fix=f"start it anew from a version: poclab reset {vm.record.path} --to TAG",
         )
     record = replace(_moved(lab, vm.record, made[-1]), overlay=top)
+    lab.check_chain(record, system_chain(record))
     _recorded(lab, vm, record, live=vm.active)
+
+
+def _below(lab: LabHost, vm: ObservedVm, top: str) -> str:
+    """The volume below a system disk, by its header; only the name, which is looked up."""
+    try:
+        named = backing_file(Path(lab.host.pool.path(top)))
+    except OSError as error:
+        raise PoclabError(f"{top} cannot be read", why=str(error.strerror)) from error
+    return Path(named).name or f"nothing: {vm.record.overlay} is gone"
 
 
 def _made_of(lab: LabHost, vm: ObservedVm) -> Version | None:

@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from poclab import shapes, volumes
 from poclab.model import Origin, Profile, Ref, Version, VmRecord
-from poclab.names import is_name, is_tag
+from poclab.names import stored
+from poclab.units import KIB
+from poclab.volumes import Kind, VolumeName
 
 FORMAT = 1
-MANIFEST = "manifest."
-_END = ".json"
-BASE = "base."
-PACKED = ".zst"
+T = TypeVar("T")
 
 
 class NewerFormatError(ValueError):
     """A manifest that a newer poclab wrote: it holds, but cannot be understood here."""
+
+
+class MalformedError(ValueError):
+    """A manifest whose checksum holds, so it was not cut short, but whose content makes no sense.
+
+    Somebody wrote it like that. What it names cannot be known, so nothing becomes garbage by it.
+    """
 
 
 class Volumes(Protocol):
@@ -44,37 +51,47 @@ def now() -> str:
 
 
 def manifest_volume(ref: Ref) -> str:
-    """The volume of a version's manifest; an image name holds no dot, so it parses back."""
-    return f"{MANIFEST}{ref.image}.{ref.tag}{_END}"
+    """The volume of a version's manifest."""
+    return str(VolumeName(Kind.MANIFEST, image=ref.image, name=ref.tag, end="json"))
 
 
 def ref_of(volume: str) -> Ref | None:
     """The version whose manifest a volume is by its name, or None."""
-    name = volume.removeprefix(MANIFEST).removesuffix(_END)
-    image, dot, tag = name.partition(".")
-    known = dot and is_name(image) and is_tag(tag)
-    return Ref(image, tag) if known and manifest_volume(Ref(image, tag)) == volume else None
+    name = volumes.find(volume)
+    return Ref(name.image, name.name) if name and name.kind is Kind.MANIFEST else None
 
 
 def base_volume(digest: str) -> str:
     """The volume of a base disk."""
-    return f"{BASE}{digest.rpartition(':')[2]}.qcow2"
+    return str(volumes.base(digest))
 
 
 def packed_volume(base: str) -> str:
     """The volume of a base disk that is packed: compressed, of no use to a VM as it is."""
-    return base + PACKED
+    return f"{base}.zst"
 
 
 def with_packed(names: Iterable[str]) -> set[str]:
     """The volumes that are there, and the bases that are there packed by their usual names."""
     found = set(names)
-    return found | {name.removesuffix(PACKED) for name in found if name.startswith(BASE)}
+    return found | {str(name.plain) for name in volumes.known(found, Kind.BASE)}
 
 
 def encode(version: Version) -> bytes:
-    """A version's manifest."""
-    return seal({"format": FORMAT, **asdict(version), "ref": str(version.ref)})
+    """A version's manifest; free text in it becomes plain (see `names.stored`)."""
+    origin = version.origin
+    body = asdict(version)
+    body["origin"] |= {"source": stored(origin.source), "inputs": _plain(origin.inputs)}
+    body |= {
+        "ref": str(version.ref),
+        "user": stored(version.user),
+        "labels": _plain(version.labels),
+    }
+    return seal({"format": FORMAT, **body})
+
+
+def _plain(texts: Mapping[str, str]) -> dict[str, str]:
+    return {stored(key): stored(value) for key, value in texts.items()}
 
 
 def decode(data: bytes) -> Version:
@@ -82,15 +99,49 @@ def decode(data: bytes) -> Version:
 
     Raises:
         NewerFormatError: a newer program wrote it.
+        MalformedError: its checksum holds, and what is in it is not what a version is.
         ValueError: it is cut short or was changed.
     """
-    with unsealed(data, FORMAT) as body:
-        image, _, tag = str(body.pop("ref")).partition(":")
-        origin = Origin(**body.pop("origin"))
-        profile = Profile(body.pop("profile"))
-        parents = tuple(str(digest) for digest in body.pop("parents", ()))
-        name = Ref(image, tag)
-        return Version(ref=name, origin=origin, profile=profile, parents=parents, **body)
+    return unsealed(data, FORMAT, shapes.fields(_version))
+
+
+def _ref(text: str) -> Ref:
+    image, _, tag = text.partition(":")
+    return Ref(shapes.NAME(image), shapes.TAG(tag))
+
+
+_TEXTS = shapes.mapping(shapes.text(), shapes.text(64 * KIB))
+REF: shapes.Shape[Ref] = shapes.parsed(_ref, "IMAGE:TAG")
+PARENTS: shapes.Shape[tuple[str, ...]] = shapes.listed(shapes.DISK_DIGEST)
+_ORIGIN_KIND = shapes.text(
+    16, re.compile("built|imported|committed"), "built, imported or committed"
+)
+
+
+def _version(given: shapes.Fields) -> Version:
+    return Version(
+        ref=given("ref", REF),
+        digest=given("digest", shapes.DISK_DIGEST),
+        size=given("size", shapes.SIZE),
+        virtual_size=given("virtual_size", shapes.SIZE),
+        profile=given("profile", shapes.one_of(Profile)),
+        origin=given("origin", shapes.fields(_origin)),
+        created=given("created", shapes.TIME),
+        user=given("user", shapes.USER, Version.user),
+        labels=given("labels", _TEXTS, {}),
+        parents=given("parents", PARENTS, ()),
+        protected=given("protected", shapes.flag, Version.protected),
+    )
+
+
+def _origin(given: shapes.Fields) -> Origin:
+    return Origin(
+        kind=given("kind", _ORIGIN_KIND),
+        source=given("source", shapes.text(64 * KIB)),
+        digest=given("digest", shapes.text(256), Origin.digest),
+        builder=given("builder", shapes.text(), Origin.builder),
+        inputs=given("inputs", _TEXTS, {}),
+    )
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
@@ -111,25 +162,32 @@ def unseal(data: bytes) -> dict[str, Any]:
     return body
 
 
-@contextmanager
-def unsealed(data: bytes, form: int) -> Iterator[dict[str, Any]]:
-    """What `seal` made, without its format, to be read in the block.
+def unsealed(data: bytes, form: int, shape: shapes.Shape[T]) -> T:
+    """Read what `seal` made.
 
     Args:
         data: the volume's content.
         form: the format that this program writes.
+        shape: what the body must be, without its format.
 
     Raises:
         NewerFormatError: a newer program wrote it.
-        ValueError: it is cut short or was changed, or the block does not find in it what it needs.
+        MalformedError: its checksum holds, and it is of another shape.
+        ValueError: it is cut short or was changed.
     """
     try:
         body = unseal(data)
-        if body.pop("format") != form:
-            raise NewerFormatError("a newer poclab made it")
-        yield body
-    except (TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"it is no manifest: {error!r}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    number = body.pop("format", None)
+    if isinstance(number, int) and number > form:
+        raise NewerFormatError("a newer poclab made it")
+    if number != form or isinstance(number, bool):
+        raise MalformedError("it has no known format")
+    try:
+        return shape(body)
+    except ValueError as error:
+        raise MalformedError(str(error)) from error
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

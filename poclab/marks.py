@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from poclab import shapes, volumes
 from poclab.errors import PoclabError
-from poclab.manifest import NewerFormatError, Volumes, seal, unsealed
+from poclab.manifest import REF, NewerFormatError, Volumes, seal, unsealed
 from poclab.model import Ref, Version
-from poclab.names import is_name, is_tag
+from poclab.names import stored
+from poclab.volumes import Kind, VolumeName
 
 FORMAT = 1
-PREFIX = "mark."
-_END = ".json"
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,20 @@ class Mark:
 
 
 def mark_volume(lab: str, name: str) -> str:
-    """The volume of a mark; a lab's name holds no dot, so it parses back."""
-    return f"{PREFIX}{lab}.{name}{_END}"
+    """The volume of a mark."""
+    return str(VolumeName(Kind.MARK, lab=lab, name=name, end="json"))
 
 
 def place(volume: str) -> tuple[str, str] | None:
     """The lab and the name of the mark whose manifest a volume is by its name, or None."""
-    lab, dot, name = volume.removeprefix(PREFIX).removesuffix(_END).partition(".")
-    known = dot and is_name(lab) and is_tag(name)
-    return (lab, name) if known and mark_volume(lab, name) == volume else None
+    name = volumes.find(volume)
+    return (name.lab, name.name) if name and name.kind is Kind.MARK else None
 
 
 def encode(mark: Mark) -> bytes:
-    """A mark's manifest."""
-    return seal({"format": FORMAT, **_plain(asdict(mark))})
+    """A mark's manifest; free text in it becomes plain (see `names.stored`)."""
+    texts = {"by": stored(mark.by), "message": stored(mark.message)}
+    return seal({"format": FORMAT, **_plain(asdict(mark)), **texts})
 
 
 def _plain(body: dict[str, Any]) -> dict[str, Any]:
@@ -118,17 +118,32 @@ def decode(data: bytes) -> Mark:
 
     Raises:
         NewerFormatError: a newer program wrote it.
-        ValueError: it is cut short or was changed.
+        ValueError: it is cut short, was changed, or is no mark.
     """
-    with unsealed(data, FORMAT) as body:
-        vms = tuple(Marked(**{**item, "version": _ref(item)}) for item in body.pop("vms"))
-        pending = tuple(Pending(**{**item, "version": _ref(item)}) for item in body.pop("pending"))
-        return Mark(vms=vms, pending=pending, **body)
+    return unsealed(data, FORMAT, shapes.fields(_mark))
 
 
-def _ref(item: dict[str, Any]) -> Ref:
-    image, _, tag = str(item["version"]).partition(":")
-    return Ref(image, tag)
+def _mark(given: shapes.Fields) -> Mark:
+    return Mark(
+        lab=given("lab", shapes.NAME),
+        name=given("name", shapes.TAG),
+        created=given("created", shapes.TIME),
+        by=given("by", shapes.text()),
+        message=given("message", shapes.text(), Mark.message),
+        vms=given("vms", shapes.listed(shapes.fields(_marked))),
+        pending=given("pending", shapes.listed(shapes.fields(_pending))),
+    )
+
+
+def _marked(given: shapes.Fields) -> Marked:
+    return Marked(
+        given("vm", shapes.NAME), given("version", REF), given("digest", shapes.DISK_DIGEST)
+    )
+
+
+def _pending(given: shapes.Fields) -> Pending:
+    overlay = shapes.parsed(volumes.system_disk, "a system disk's name")
+    return Pending(given("vm", shapes.NAME), given("version", REF), given("overlay", overlay))
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -178,9 +193,8 @@ class Marks:
     @classmethod
     def of(cls, pool: Volumes, lab: str | None = None) -> Marks:
         """Read what there is."""
-        prefix = PREFIX if lab is None else f"{PREFIX}{lab}."
-        names = (name for name in pool.names() if name.startswith(prefix))
-        found = [_load(pool, *where) for name in names if (where := place(name))]
+        names = volumes.known(pool.names(), Kind.MARK)
+        found = [_load(pool, x.lab, x.name) for x in names if lab in (None, x.lab)]
         marks = [item for item in found if isinstance(item, Mark)]
         return cls(
             tuple(sorted(marks, key=lambda item: (item.lab, item.created, item.name))),

@@ -31,6 +31,11 @@ def is_tag(text: str) -> bool:
     return _TAG.fullmatch(text) is not None
 
 
+def is_user(text: str) -> bool:
+    """Whether the text can name the user to log in as: it becomes an argument of ssh."""
+    return text.isprintable() and 0 < len(text) <= 256 and not text.startswith("-")
+
+
 def check_name(kind: str, text: str) -> str:
     """Return the text when it is a name.
 
@@ -58,9 +63,26 @@ def check_tag(text: str) -> str:
 
 
 def plain(text: str, limit: int = 400) -> str:
-    """A program's or a system's text as part of a line: in one line, no control characters, cut."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in line)[:limit]
+    """Make a program's or a system's text part of a line: one line, printable, cut to a length."""
+    return printable(" ".join(text.split()))[:limit]
+
+
+def printable(text: str) -> str:
+    """Make a text fit for a terminal, blanks kept: what is not printable becomes `?`.
+
+    That is what Python calls so (`str.isprintable`): control characters, escape sequences, marks
+    that turn the direction of writing, lone surrogates of bytes that are not UTF-8.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def stored(text: str, limit: int = 4096) -> str:
+    """A stranger's text as it may be kept in a record: printable, in one line, cut, valid UTF-8.
+
+    Escape sequences, line ends, bidirectional controls and bytes that are no UTF-8 would reach
+    every later listing. Text that has none of these stays as it is, blanks included.
+    """
+    return text if text.isprintable() and len(text) <= limit else plain(text, limit)
 
 
 def shown(text: str, limit: int = 60) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from poclab.errors import PoclabError
 from poclab.events import Event
+from poclab.names import plain, printable
 from poclab.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+_CELL = 1000  # characters of a table's cell
 
 
 class Format(StrEnum):
@@ -164,16 +169,21 @@ def listing(
         say(yaml.safe_dump([asdict(row) for row in rows], sort_keys=False).rstrip())
     elif form is Format.NAME:
         for row in rows:
-            say(name(row))
+            say(plain(name(row), _CELL))
     elif rows:
         from tabulate import tabulate
 
-        table = [[column.show(getattr(row, column.key)) for column in columns] for row in rows]
+        # Names, labels and messages come from files, images and guests: JSON has them as they are,
+        # a terminal gets what it can show.
+        table = [
+            [plain(column.show(getattr(row, column.key)), _CELL) for column in columns]
+            for row in rows
+        ]
         titles = [column.title for column in columns]
         # Without disable_numparse a tag 1.10 would be printed as 1.1.
         say(tabulate(table, titles, tablefmt="plain", disable_numparse=True))
     elif empty:
-        print(empty, file=sys.stderr)
+        tell(empty)
 
 
 def say(text: str) -> None:
@@ -182,8 +192,19 @@ def say(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Print a line to standard error."""
-    print(text, file=sys.stderr)
+    """Print lines to standard error, with nothing in them that a terminal acts on."""
+    print(_lines(text), file=sys.stderr)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.expandtabs().split("\n")))
+
+
+def accept_any_text() -> None:
+    """Have standard output and error escape what their encoding lacks instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show_error(error: PoclabError) -> None:
@@ -200,13 +221,13 @@ def interactive() -> bool:
 
 def ask(question: str) -> bool:
     """Ask on the terminal; anything but yes is no."""
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{_lines(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def typed(question: str) -> str:
     """Ask for a word on the terminal; gives what was typed, without blanks around it."""
-    print(f"{question} ", end="", file=sys.stderr, flush=True)
+    print(f"{_lines(question)} ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip()
 
 
@@ -243,6 +264,7 @@ class Reporter:
             self._bar = None
 
     def _line(self, text: str) -> None:
+        text = _lines(text)
         if self._bar:
             self._bar[0].console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -259,7 +281,7 @@ class Reporter:
                 self.close()  # another piece of work: the time begins anew
                 self._timed = elapsed is not None
             bar, task = self._bar or self._open()
-            text = event.text
+            text = printable(event.text)
             bar.update(task, description=text, completed=done or 0, total=total, estimate=estimate)
             return
         # In a pipe: a line when the step changes, and one every ten seconds of a long one.

@@ -14,16 +14,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from xml.etree.ElementTree import ParseError, fromstring
 
-from poclab import events
-from poclab.manifest import BASE, NewerFormatError, Volumes, bases, now, seal, unsealed
+from poclab import events, shapes, volumes
+from poclab.errors import PoclabError
+from poclab.manifest import NewerFormatError, Volumes, bases, now, seal, unsealed
 from poclab.model import ObservedVm, VmRecord
+from poclab.names import stored
+from poclab.units import MIB
 from poclab.virt import metadata
-from poclab.virt.design import data_volume, overlay_volume
+from poclab.virt.design import data_volume
 from poclab.virt.errors import GoneError
+from poclab.volumes import Kind, VolumeName
 
 FORMAT = 1
-PREFIX = "parked."
-_END = ".json"
 NEVER = "never"
 # It goes when the VM has run on the disk that took its place.
 START = "start"
@@ -68,8 +70,7 @@ class Parked:
     @property
     def manifest(self) -> str:
         """Its manifest's volume."""
-        mark = self.record.overlay.split(".")[-2]
-        return f"{PREFIX}{self.record.lab}.{self.record.name}.{mark}{_END}"
+        return str(volumes.beside(self.record.overlay, Kind.PARKED, "json"))
 
     @property
     def disks(self) -> frozenset[str]:
@@ -112,7 +113,7 @@ def _text(time: datetime) -> str:
 def encode(item: Parked) -> bytes:
     """The manifest: the VM's record is in it as its domain has it."""
     record = metadata.text(metadata.vm_element(item.record))
-    body = {"time": item.time, "by": item.by, "expires": item.expires, "record": record}
+    body = {"time": item.time, "by": stored(item.by), "expires": item.expires, "record": record}
     return seal({"format": FORMAT, **body})
 
 
@@ -123,15 +124,29 @@ def decode(data: bytes) -> Parked:
         NewerFormatError: a newer program wrote it.
         ValueError: it is cut short or was changed.
     """
-    with unsealed(data, FORMAT) as body:
-        try:
-            # Whoever can write the pool has written it; the checksum held.
-            record = metadata.vm_record(fromstring(body.pop("record")))  # noqa: S314
-        except ParseError as error:
-            raise ValueError(f"its record is no XML: {error}") from error
-        item = Parked(record, **body)
-        _parse(item.time)
-        return item
+    return unsealed(data, FORMAT, shapes.fields(_parked))
+
+
+def _parked(given: shapes.Fields) -> Parked:
+    return Parked(
+        given("record", _record),
+        given("time", shapes.TIME),
+        given("by", shapes.text()),
+        given("expires", shapes.that(_expires, "a time, never or start", 20)),
+    )
+
+
+def _record(value: object) -> VmRecord:
+    text = shapes.text(4 * MIB)(value)
+    try:
+        # ElementTree reads no external entities, and expat bounds what internal ones grow to.
+        return metadata.vm_record(fromstring(text))  # noqa: S314
+    except ParseError as error:
+        raise ValueError(f"it is no XML: {error}") from error
+
+
+def _expires(text: str) -> bool:
+    return text in (NEVER, START) or shapes.is_time(text)
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -144,21 +159,38 @@ class Unread:
     Attributes:
         manifest: its volume.
         newer: whether a newer poclab wrote it; else it is damaged.
+        fault: what is wrong with it.
     """
 
     manifest: str
     newer: bool = False
+    fault: str = ""
+
+    @property
+    def _name(self) -> VolumeName:
+        return VolumeName.parse(self.manifest)
+
+    @property
+    def lab(self) -> str:
+        """The lab it is about, by its own name."""
+        return self._name.lab
+
+    @property
+    def path(self) -> str:
+        """The VM it is about, as a user names it."""
+        return f"{self._name.lab}/{self._name.vm}"
 
     @property
     def overlay(self) -> str:
         """The system disk it is about, by its own name."""
-        _, lab, vm, mark, _ = self.manifest.split(".")
-        return overlay_volume(lab, vm, mark)
+        name = self._name
+        return str(volumes.overlay(name.lab, name.vm, name.generation))
 
-    def may_hold(self, name: str) -> bool:
+    def may_hold(self, text: str) -> bool:
         """Whether a volume may be one that it holds: any of the VM's that passes."""
-        _, lab, vm, *_ = self.manifest.split(".")
-        return name.startswith((f"overlay.{lab}.{vm}.", f"scratch.{lab}.{vm}."))
+        name = volumes.find(text)
+        passing = name is not None and name.kind in (Kind.OVERLAY, Kind.SCRATCH)
+        return passing and name is not None and name.of(self._name.lab, self._name.vm)
 
 
 @dataclass(frozen=True)
@@ -177,14 +209,10 @@ class Lot:
 
     @classmethod
     def of(cls, pool: Volumes, lab: str | None = None) -> Lot:
-        """Read what there is.
-
-        Raises:
-            PoclabError: a manifest is there and cannot be read: then nobody can tell.
-        """
+        """Read what there is."""
         names = frozenset(pool.names())
-        prefix = PREFIX if lab is None else f"{PREFIX}{lab}."
-        found = [_load(pool, name) for name in sorted(names) if name.startswith(prefix)]
+        manifests = volumes.known(sorted(names), Kind.PARKED)
+        found = [_load(pool, str(name)) for name in manifests if lab in (None, name.lab)]
         items = sorted((x for x in found if isinstance(x, Parked)), key=lambda x: (x.time, x.name))
         return cls(names, tuple(items), tuple(x for x in found if isinstance(x, Unread)))
 
@@ -224,16 +252,16 @@ class Lot:
             if here and not any(stands_on(vm, item.overlay) for vm in vms):
                 yield item
 
-    def damaged(self, vms: Iterable[ObservedVm]) -> list[str]:
+    def damaged(self, vms: Iterable[ObservedVm]) -> list[Unread]:
         """Manifests that hold something and do not tell what."""
-        return [item.manifest for item in self._holding(vms) if not item.newer]
+        return [item for item in self._holding(vms) if not item.newer]
 
     def bases(self, vms: Iterable[ObservedVm]) -> frozenset[str]:
         """The bases that parked disks stand on; all there are where one does not tell."""
         vms = list(vms)
         found = {name for item in self.kept(vms) for name in bases(item.record)}
         if any(self._holding(vms)):
-            found |= {name for name in self.names if name.startswith(BASE)}
+            found |= set(map(str, volumes.known(self.names, Kind.BASE)))
         return frozenset(found)
 
     def last(self, name: str, vms: Iterable[ObservedVm]) -> int:
@@ -243,7 +271,7 @@ class Lot:
         is to be done the same command finds what it was about.
         """
         on = {x.manifest for x in self.items for vm in vms if stands_on(vm, x.record.overlay)}
-        return 2 if name in on else 1 if name.startswith(PREFIX) else 0
+        return 2 if name in on else 1 if any(volumes.known([name], Kind.PARKED)) else 0
 
 
 def _load(pool: Volumes, name: str) -> Parked | Unread | None:
@@ -252,10 +280,10 @@ def _load(pool: Volumes, name: str) -> Parked | Unread | None:
     except GoneError:
         return None
     except ValueError as error:
-        events.debug(f"{name} does not count: {error}")
-        known = name.count(".") == PREFIX.count(".") + 3 and name.endswith(_END)
-        return Unread(name, isinstance(error, NewerFormatError)) if known else None
-    return item if item.manifest == name else Unread(name)
+        return Unread(name, isinstance(error, NewerFormatError), str(error))
+    except PoclabError as error:  # too large, or not for this user to read
+        return Unread(name, fault=error.why or error.what)
+    return item if item.manifest == name else Unread(name, fault=f"it belongs to {item.name}")
 
 
 def stands_on(vm: ObservedVm | None, overlay: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from poclab import events, lock
+from poclab import damaged, events, lock
 from poclab.errors import PoclabError, UsageError
 from poclab.labhost import LabHost
 from poclab.manifest import now
@@ -51,8 +51,7 @@ def rows(host: Host, names: Sequence[str] = ()) -> list[ParkedRow]:
     """
     vms = host.vms()
     lot = Lot.of(host.pool)
-    for manifest in lot.damaged(vms):
-        events.warning(f"{manifest} is damaged: what it holds cannot be restored, and stays")
+    damaged.say(item.manifest for item in lot.damaged(vms))
     kept = lot.kept(vms)
     found = kept if not names else [x for name in names for x in named(kept, name)]
     sizes = {name: host.pool.stat(name).allocated for x in found for name in x.disks & lot.names}
@@ -163,8 +162,8 @@ def stale(host: Host) -> list[Stale]:
         if item.expired(at)
     ]
     why = "it is damaged: what it holds cannot be restored"
-    damaged = [(name, name.split(".")[1]) for name in lot.damaged(vms)]
-    return [*going, *(Stale(name, lab, why, frozenset({name})) for name, lab in damaged)]
+    lost = lot.damaged(vms)
+    return [*going, *(Stale(x.manifest, x.lab, why, frozenset({x.manifest})) for x in lost)]
 
 
 def remove(lab: LabHost, names: Collection[str]) -> None:

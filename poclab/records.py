@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 from poclab.model import Foreign, HistoryEntry, ObservedVm, Ref, Vm, VmRecord
 from poclab.units import format_size
 from poclab.virt.design import data_volume
-
-# What the volumes of a lab begin with that nobody was promised to keep: system disks, data disks
-# that go with them, warm states, what says that disks are parked.
-PASSING = ("overlay", "scratch", "warm", "parked")
+from poclab.volumes import PASSING, of_lab
 
 
 @dataclass(frozen=True)
@@ -130,12 +127,10 @@ def garbage(
         used |= volumes(vm.record)
         if vm.live:
             used |= volumes(vm.live)
-    prefixes = tuple(f"{kind}.{lab}." for kind in PASSING)
-    left_alone = tuple(f"{kind}.{name}." for name in foreign.domains for kind in PASSING)
     return [
-        name
-        for name in names
-        if name.startswith(prefixes) and name not in used and not name.startswith(left_alone)
+        str(name)
+        for name in of_lab(names, lab, *PASSING)
+        if str(name) not in used and f"{name.lab}.{name.vm}" not in foreign.domains
     ]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from poclab import events, extents, marks, parked
+from poclab import damaged, events, extents
+from poclab import volumes as volume_names
 from poclab.extents import Tally
 from poclab.images import orphans
 from poclab.manifest import bases, packed_volume, version_volumes
@@ -14,21 +15,20 @@ from poclab.parked import Lot, Parked
 from poclab.records import volumes
 from poclab.store import Store
 from poclab.virt import places
-from poclab.virt.design import KEPT
 from poclab.virt.host import MARKER, Host
 from poclab.virt.places import Places
-from poclab.warmstate import PREFIX
+from poclab.volumes import Kind
 
 GARBAGE = "garbage"
 TOTAL = "total"
-# What volumes of a lab are, by how their names begin.
+# What volumes of a lab are called.
 _LAB_KINDS = {
-    "overlay.": "system disks",
-    "scratch.": "data disks",
-    KEPT: "data disks",
-    PREFIX: "warm states",
-    marks.PREFIX: "marks",
-    parked.PREFIX: "parked disks",
+    Kind.OVERLAY: "system disks",
+    Kind.SCRATCH: "data disks",
+    Kind.DATA: "data disks",
+    Kind.WARM: "warm states",
+    Kind.MARK: "marks",
+    Kind.PARKED: "parked disks",
 }
 
 
@@ -73,8 +73,9 @@ class Group:
 
 def space(host: Host) -> list[SpaceRow]:
     """What each version and each lab takes, what is garbage, and all in all."""
+    damaged.warn(host, damaged.find)
     versions = Store(host.pool, host.uri).versions()
-    vms, names = host.vms(), host.pool.names()
+    vms, names = host.vms(), [*host.pool.names(), *host.pool.strays()]
     garbage = [orphan.name for orphan in orphans(host)]
     found = places.find(host.pool, dict.fromkeys([*names, *garbage]))
     if found.unknown:
@@ -125,7 +126,7 @@ def _of_labs(
     for name in names:
         if place := _lab(name):
             lab, kind = place
-            kind = _LAB_KINDS[parked.PREFIX] if name in left else kind
+            kind = _LAB_KINDS[Kind.PARKED] if name in left else kind
             labs.setdefault((lab, kind), []).append(name)
     for (lab, kind), disks in sorted(labs.items()):
         copies = tuple(each for name in disks for each in (name, *below.get(name, ())))
@@ -134,10 +135,8 @@ def _of_labs(
 
 def _lab(name: str) -> tuple[str, str] | None:
     """The lab that a volume belongs to, and what it is there."""
-    for prefix, kind in _LAB_KINDS.items():
-        if name.startswith(prefix):
-            return name.split(".")[1], kind
-    return None
+    found = volume_names.find(name)
+    return (found.lab, _LAB_KINDS[found.kind]) if found and found.kind in _LAB_KINDS else None
 
 
 def _unpacked(versions: Iterable[Version]) -> dict[str, int]:

@@ -81,6 +81,10 @@ def status(
         ready: these VMs were seen ready a moment ago, so they are not asked again.
     """
     found = [vm for vm in host.vms() if not labs or vm.record.lab in labs]
+    if host.damaged_domains:
+        from poclab import damaged
+
+        damaged.warn(host, damaged.domains_of(labs or {path.partition("/")[0] for path in vms}))
     found = [vm for vm in found if not vms or vm.record.path in vms]
     if not found:
         return []

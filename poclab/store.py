@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from poclab import events, lock
+from poclab import events, lock, volumes
 from poclab.errors import PoclabError
 from poclab.manifest import (
-    BASE,
-    MANIFEST,
+    MalformedError,
     NewerFormatError,
     base_volume,
     bases,
@@ -35,6 +34,8 @@ from poclab.manifest import (
 )
 from poclab.model import Origin, Profile, Ref, Version
 from poclab.units import format_size
+from poclab.virt.errors import GoneError
+from poclab.volumes import Kind
 
 _PATIENCE = 600.0  # seconds; a slow upload holds the lock that long
 
@@ -75,12 +76,16 @@ class Stored:
         version: what it says, or None when it does not hold.
         fault: why it does not.
         newer: whether it holds and only a newer poclab understands it.
+        holds: whether it may name any base, so that none is deleted: it was not cut short.
+        gone: whether it was removed since it was listed.
     """
 
     ref: Ref
     version: Version | None = None
     fault: str = ""
     newer: bool = False
+    holds: bool = False
+    gone: bool = False
 
 
 class Store:
@@ -111,7 +116,7 @@ class Store:
     def versions(self) -> list[Version]:
         """All versions whose base is there, by image and time."""
         names = with_packed(self._pool.names())
-        found = (self._load(name) for name in names if name.startswith(MANIFEST))
+        found = (self._load(str(name)) for name in volumes.known(names, Kind.MANIFEST))
         good = [item for item in found if item and names.issuperset(bases(item))]
         return sorted(good, key=lambda item: (item.ref.image, item.created, item.ref.tag))
 
@@ -136,6 +141,7 @@ class Store:
         return version if version and names.issuperset(bases(version)) else None
 
     def _missing(self, ref: Ref) -> Version:
+        self._refuse_unclear(ref)
         versions = self.versions()
         tags = [item.ref.tag for item in versions if item.ref.image == ref.image]
         if tags:
@@ -167,10 +173,16 @@ class Store:
     def _stored(self, ref: Ref) -> Stored:
         try:
             return Stored(ref, self._read(manifest_volume(ref)))
+        except NewerFormatError as error:
+            return Stored(ref, fault=str(error), newer=True, holds=True)
+        except MalformedError as error:
+            return Stored(ref, fault=str(error), holds=True)
         except ValueError as error:
-            return Stored(ref, fault=str(error), newer=isinstance(error, NewerFormatError))
+            return Stored(ref, fault=str(error))
+        except GoneError as error:  # another command removed it meanwhile
+            return Stored(ref, fault=error.what, gone=True)
         except PoclabError as error:
-            return Stored(ref, fault=f"it cannot be read: {error.why or error.what}")
+            return Stored(ref, fault=f"it cannot be read: {error.why or error.what}", holds=True)
 
     def _load(self, name: str) -> Version | None:
         try:
@@ -184,7 +196,7 @@ class Store:
     def _read(self, name: str) -> Version:
         version = decode(self._pool.read(name))
         if manifest_volume(version.ref) != name:
-            raise ValueError(f"it is the manifest of {version.ref}")
+            raise MalformedError(f"it is the manifest of {version.ref}")
         return version
 
     # --- writing -----------------------------------------------------------------------
@@ -207,20 +219,33 @@ class Store:
                 why=f"a version never changes; this one was {found.origin.kind} {found.created}",
                 fix=f"choose another tag, or remove it: poclab image rm {ref}",
             )
-        if self._newer(manifest_volume(ref)):
+        self._refuse_unclear(ref)
+
+    def _refuse_unclear(self, ref: Ref) -> None:
+        """Refuse a name whose manifest is there and cannot be understood.
+
+        Raises:
+            PoclabError: there is such a manifest, and it was not cut short.
+        """
+        if manifest_volume(ref) not in self._pool.names():
+            return
+        found = self._stored(ref)
+        if found.newer:
             raise PoclabError(
                 f"{ref} exists already",
                 why="a newer poclab made it; this one does not understand it",
                 fix="choose another tag, or use the newer poclab",
             )
+        if found.holds:
+            raise PoclabError(
+                f"{ref} is damaged",
+                why=f"{manifest_volume(ref)}: {found.fault}",
+                fix=f"delete that record, or choose another tag: {self.removal(ref)}",
+            )
 
-    def _newer(self, manifest: str) -> bool:
-        if manifest in self._pool.names():
-            try:
-                self._read(manifest)
-            except ValueError as error:
-                return isinstance(error, NewerFormatError)
-        return False
+    def removal(self, ref: Ref) -> str:
+        """The command that deletes a version's manifest, whatever is in it."""
+        return volumes.removal(manifest_volume(ref), self._uri)
 
     def publish(
         self,
@@ -378,39 +403,36 @@ class Store:
 
         Args:
             used: bases that domains stand on; these are never garbage.
-
-        Raises:
-            PoclabError: a manifest is there and cannot be read: then nobody can tell.
         """
         needed, damaged = self._survey(used)
-        names = [name for name in self._pool.names() if name.startswith(BASE)]
+        there = self._pool.names()
+        names = [str(name) for name in volumes.known(there, Kind.BASE)]
         # Of a packed base beside the plain one packing or unpacking was cut short: both are whole.
         needed |= {packed_volume(name) for name in needed.difference(names)}
         return [name for name in names if name not in needed] + damaged
 
-    def has_newer(self) -> bool:
-        """Whether there is a version that only a newer poclab understands."""
-        return any(self._newer(name) for name in self._pool.names() if name.startswith(MANIFEST))
+    def holds_all(self) -> bool:
+        """Whether there is a manifest that may name any base: newer, damaged, or unreadable."""
+        manifests = volumes.known(self._pool.names(), Kind.MANIFEST)
+        return any(self._stored(Ref(name.image, name.name)).holds for name in manifests)
 
     def _survey(self, used: frozenset[str], without: str = "") -> tuple[set[str], list[str]]:
         """The bases that something needs, one manifest aside, and the manifests that do not count.
 
         What decides over deletion goes by what was read, never by what could not be read.
-
-        Raises:
-            PoclabError: a manifest is there and cannot be read.
         """
         names = self._pool.names()
         needed = set(used)
         damaged: list[str] = []
-        for name in names:
-            if not name.startswith(MANIFEST) or name == without:
+        for name in volumes.known(names, Kind.MANIFEST):
+            if str(name) == without:
                 continue
-            try:
-                needed.update(bases(self._read(name)))
-            except NewerFormatError:
+            found = self._stored(Ref(name.image, name.name))
+            if found.version:
+                needed.update(bases(found.version))
+            elif found.holds:
                 # What it stands on cannot be known: every base may be it.
-                needed.update(name for name in with_packed(names) if name.startswith(BASE))
-            except ValueError:
-                damaged.append(name)
+                needed.update(map(str, volumes.known(with_packed(names), Kind.BASE)))
+            elif not found.gone:
+                damaged.append(str(name))
         return needed, damaged

@@ -168,7 +168,8 @@ class _Applier:
     def _prepare(self, action: Action) -> None:
         """All that has to be right before the VM starts."""
         record, found = action.record, action.before
-        assert record is not None
+        if record is None:
+            raise ValueError(f"{action.verb} {action.target} prepares no VM")
         if action.verb in (Verb.CREATE, Verb.RESET):
             self._at.bases_ready(record)
             over = warm.find(self._at, record, found) if self._warm is not False else ()

@@ -14,10 +14,10 @@ from shlex import quote
 from poclab import events, packing
 from poclab.bases import reading
 from poclab.digest import Digester
-from poclab.disk import Head, read_head
 from poclab.manifest import base_volume, manifest_volume
 from poclab.model import Ref, Version
 from poclab.names import plain
+from poclab.qcow2_header import Head, read_head
 from poclab.store import Store, Stored
 from poclab.units import KIB, MIB
 from poclab.virt.errors import GoneError
@@ -217,6 +217,11 @@ def broken_manifest(item: Stored) -> VerifyRow:
     if item.newer:
         problem, fix = "a newer poclab made it", "verify it with that one"
         return VerifyRow(ref.image, ref.tag, "", UNKNOWN, problem, fix)
+    if item.holds:
+        fix = (
+            f"put {manifest_volume(ref)} back from a backup; `poclab doctor` says how to remove it"
+        )
+        return VerifyRow(ref.image, ref.tag, "", DAMAGED, f"its manifest is bad: {item.fault}", fix)
     fix = (
         f"put {manifest_volume(ref)} back from a backup before the next image build, import or rm"
         " removes it and its disk; or build or import it again"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from poclab import damaged, volumes
 from poclab.extents import tally
-from poclab.manifest import BASE, MANIFEST, version_volumes
+from poclab.manifest import version_volumes
 from poclab.marks import Marks
 from poclab.model import ObservedVm, Version
 from poclab.parked import Lot, Parked
@@ -14,6 +15,7 @@ from poclab.store import Store
 from poclab.virt import places
 from poclab.virt.host import Host
 from poclab.virt.localpool import LocalPool
+from poclab.volumes import Kind
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ImageRow:
 
 def image_rows(host: Host) -> list[ImageRow]:
     """All versions."""
+    damaged.warn(host, damaged.domains, damaged.versions, damaged.marks, damaged.parked)
     vms, marks = host.vms(), Marks.of(host.pool)
     parked = Lot.of(host.pool).kept(vms)
     versions = Store(host.pool, host.uri).versions()
@@ -59,12 +62,12 @@ def _unique(host: Host, versions: list[Version]) -> list[int | None]:
     """The bytes that each version alone has, as far as they can be known."""
     if not isinstance(host.pool, LocalPool):
         return [None] * len(versions)
-    names = [name for name in host.pool.names() if name.startswith((BASE, MANIFEST))]
+    names = list(map(str, volumes.known(host.pool.names(), Kind.BASE, Kind.MANIFEST)))
     found = places.find(host.pool, names)
     own = [version_volumes(version) for version in versions]
     rest = set(names).difference(*own)
-    each, _ = tally([found.of(volumes) for volumes in (*own, rest)])
-    known = [found.unknown.isdisjoint(volumes) for volumes in own]
+    each, _ = tally([found.of(parts) for parts in (*own, rest)])
+    known = [found.unknown.isdisjoint(parts) for parts in own]
     return [item.unique if sure else None for item, sure in zip(each, known, strict=False)]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from poclab import clock, events, lock
+from poclab import clock, damaged, events, lock
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
 from poclab.manifest import now
@@ -23,7 +23,7 @@ from poclab.records import cold_because
 from poclab.units import format_seconds, format_size
 from poclab.virt.errors import PortTakenError
 from poclab.virt.host import Host
-from poclab.warmstate import Shelf, WarmState, encode, frozen_disks, needs
+from poclab.warmstate import Shelf, Unread, WarmState, encode, frozen_disks, needs
 
 _JOBS = 60.0  # seconds that libvirt gets to finish what an ended command began
 
@@ -185,9 +185,9 @@ def mend(lab: LabHost) -> None:
             drop(lab, state)
 
 
-def drop(lab: LabHost, state: WarmState) -> None:
+def drop(lab: LabHost, state: WarmState | Unread) -> None:
     """Forget a state; its disks go with `sweep` once no VM stands on them."""
-    for volume in (state.manifest, state.memory):
+    for volume in state.own:
         events.step("delete", volume=volume)
         lab.host.pool.delete(volume)
 
@@ -223,6 +223,7 @@ class StateRow:
 def rows(host: Host) -> list[StateRow]:
     """All warm states that can be restored."""
     vms = host.vms()
+    damaged.warn(host, damaged.warm_states)
     records = [record for vm in vms for record in (vm.record, vm.running)]
     used = {item.volume for record in records for item in record.frozen}
     kept = sorted(Shelf.of(host.pool).kept(vms), key=lambda x: (x.path, x.created))
@@ -262,9 +263,14 @@ def drop_states(host: Host, paths: Collection[str], tag: str | None = None) -> i
         with lock.hold(name, uri=host.uri, doing=f"poclab warm drop in {name}"):
             lab = LabHost(host, name)
             mend(lab)
-            for state in Shelf.of(host.pool, name).states:
+            shelf = Shelf.of(host.pool, name)
+            for state in shelf.states:
                 if state.path in paths and tag in (None, state.version.tag):
                     drop(lab, state)
+                    count += 1
+            for unread in shelf.unread if tag is None else ():
+                if unread.path in paths:
+                    drop(lab, unread)
                     count += 1
             lab.sweep()
     host.settle()

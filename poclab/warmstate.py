@@ -10,18 +10,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
-from poclab import events
+from poclab import events, shapes, volumes
 from poclab.errors import PoclabError
-from poclab.manifest import Volumes, base_volume, seal, unsealed, with_packed
+from poclab.manifest import (
+    PARENTS,
+    REF,
+    MalformedError,
+    NewerFormatError,
+    Volumes,
+    base_volume,
+    seal,
+    unsealed,
+    with_packed,
+)
 from poclab.model import Frozen, ObservedVm, Ref, VmRecord
+from poclab.names import is_name
 from poclab.virt.design import data_volume
+from poclab.virt.errors import GoneError
 from poclab.virt.xml import DomainSpec, domain_xml
+from poclab.volumes import Kind, VolumeName
 
 FORMAT = 1
-PREFIX = "warm."
-_MANIFEST = ".json"
 
 
 @dataclass(frozen=True)
@@ -62,22 +73,27 @@ class WarmState:
     @property
     def mark(self) -> str:
         """What tells it from the VM's other states: the mark of its system disk."""
-        return self.disks[0].volume.split(".")[-2]
+        return volumes.generation(self.disks[0].volume)
 
     @property
     def manifest(self) -> str:
         """Its manifest's volume."""
-        return f"{PREFIX}{self.lab}.{self.vm}.{self.mark}{_MANIFEST}"
+        return str(volumes.beside(self.disks[0].volume, Kind.WARM, "json"))
 
     @property
     def memory(self) -> str:
         """Its memory's volume."""
-        return f"{PREFIX}{self.lab}.{self.vm}.{self.mark}.ram"
+        return str(volumes.beside(self.disks[0].volume, Kind.WARM, "ram"))
+
+    @property
+    def own(self) -> tuple[str, str]:
+        """Its manifest and its memory."""
+        return self.manifest, self.memory
 
     @property
     def volumes(self) -> frozenset[str]:
         """All volumes it consists of."""
-        return frozenset({self.manifest, self.memory, *(item.volume for item in self.disks)})
+        return frozenset({*self.own, *(item.volume for item in self.disks)})
 
 
 def frozen_disks(record: VmRecord) -> tuple[Frozen, ...]:
@@ -121,16 +137,73 @@ def decode(data: bytes) -> WarmState:
     """Read a state's manifest.
 
     Raises:
-        ValueError: it is cut short, was changed, or another program wrote it.
+        NewerFormatError: a newer program wrote it.
+        ValueError: it is cut short, was changed, or is no warm state.
     """
-    with unsealed(data, FORMAT) as body:
-        image, _, tag = str(body.pop("version")).partition(":")
-        disks = tuple(Frozen(**item) for item in body.pop("disks"))
-        parents = tuple(body.pop("parents"))
-        return WarmState(version=Ref(image, tag), disks=disks, parents=parents, **body)
+    return unsealed(data, FORMAT, shapes.fields(_state))
+
+
+def _state(given: shapes.Fields) -> WarmState:
+    state = WarmState(
+        lab=given("lab", shapes.NAME),
+        vm=given("vm", shapes.NAME),
+        version=given("version", REF),
+        digest=given("digest", shapes.DISK_DIGEST),
+        parents=given("parents", PARENTS),
+        needs=given("needs", shapes.mapping(shapes.text(), shapes.text())),
+        disks=given("disks", shapes.listed(shapes.fields(_frozen), 64)),
+        onto=given("onto", shapes.parsed(volumes.system_disk, "a system disk's name")),
+        created=given("created", shapes.TIME),
+        complete=given("complete", shapes.flag, WarmState.complete),
+        watched=given("watched", shapes.flag, WarmState.watched),
+    )
+    if not state.disks or state.disks[0].disk:
+        raise ValueError("disks: expected the system disk first")
+    own = [*(item.volume for item in state.disks), state.onto]
+    for name in map(VolumeName.parse, own):
+        if not name.of(state.lab, state.vm):
+            raise ValueError(f"another VM's disk: {name}")
+    return state
+
+
+def _frozen(given: shapes.Fields) -> Frozen:
+    disk = given("disk", shapes.that(lambda text: text == "" or is_name(text), "a name", 40))
+    volume = shapes.parsed(lambda text: volumes.frozen_disk(text, disk), "the disk's volume")
+    return Frozen(disk, given("volume", volume))
 
 
 # --- what there is --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A manifest that was not cut short and does not tell what it holds.
+
+    Attributes:
+        name: its volume.
+        fault: what is wrong with it.
+        newer: whether a newer poclab wrote it.
+    """
+
+    name: VolumeName
+    fault: str
+    newer: bool = False
+
+    @property
+    def path(self) -> str:
+        """The VM it is about, as a user names it."""
+        return f"{self.name.lab}/{self.name.vm}"
+
+    @property
+    def own(self) -> tuple[str, str]:
+        """Its manifest and its memory."""
+        return str(self.name), str(replace(self.name, end="ram"))
+
+    def held(self, names: Iterable[str]) -> frozenset[str]:
+        """Of the volumes there are, those that may be its own, by their names."""
+        own = volumes.of_lab(names, self.name.lab, Kind.OVERLAY, Kind.SCRATCH)
+        disks = (x for x in own if x.vm == self.name.vm and x.first == self.name.first)
+        return frozenset(names).intersection({*self.own, *map(str, disks)})
 
 
 @dataclass(frozen=True)
@@ -140,19 +213,25 @@ class Shelf:
     Attributes:
         names: the pool's volumes.
         states: the states whose manifests hold, the oldest first.
+        unread: manifests that are whole and do not tell what they hold.
     """
 
     names: frozenset[str] = frozenset()
-    states: tuple[WarmState, ...] = field(default_factory=tuple)
+    states: tuple[WarmState, ...] = ()
+    unread: tuple[Unread, ...] = ()
 
     @classmethod
     def of(cls, pool: Volumes, lab: str | None = None) -> Shelf:
         """Read what there is."""
         names = frozenset(pool.names())
-        prefix = PREFIX if lab is None else f"{PREFIX}{lab}."
-        manifests = (x for x in names if x.startswith(prefix) and x.endswith(_MANIFEST))
-        found = [state for name in manifests if (state := _load(pool, name))]
-        return cls(names, tuple(sorted(found, key=lambda item: (item.created, item.mark))))
+        manifests = (x for x in volumes.known(names, Kind.WARM) if x.end == "json")
+        found = [_load(pool, name) for name in manifests if lab in (None, name.lab)]
+        states = (item for item in found if isinstance(item, WarmState))
+        return cls(
+            names,
+            tuple(sorted(states, key=lambda item: (item.created, item.mark))),
+            tuple(sorted((x for x in found if isinstance(x, Unread)), key=lambda x: str(x.name))),
+        )
 
     def whole(self) -> Iterator[WarmState]:
         """The states that could be restored: nothing of them is missing."""
@@ -169,14 +248,24 @@ class Shelf:
         return [state for state in newest.values() if state.path in paths]
 
     def held(self, vms: Iterable[ObservedVm]) -> frozenset[str]:
-        """The volumes of the states that are kept."""
-        return frozenset[str]().union(*(state.volumes for state in self.kept(vms)))
+        """The volumes of the states that are kept, and what may be of those that do not tell."""
+        vms = list(vms)
+        paths = {vm.record.path for vm in vms}
+        kept = (state.volumes for state in self.kept(vms))
+        unclear = (item.held(self.names) for item in self.unread if item.path in paths)
+        return frozenset[str]().union(*kept, *unclear)
 
 
-def _load(pool: Volumes, name: str) -> WarmState | None:
+def _load(pool: Volumes, name: VolumeName) -> WarmState | Unread | None:
     try:
-        state = decode(pool.read(name))
-    except (ValueError, PoclabError) as error:
+        state = decode(pool.read(str(name)))
+    except GoneError:
+        return None
+    except (NewerFormatError, MalformedError) as error:
+        return Unread(name, str(error), isinstance(error, NewerFormatError))
+    except ValueError as error:  # cut short when it was made: nothing was kept yet
         events.debug(f"{name} does not count: {error}")
         return None
-    return state if state.disks and state.manifest == name else None
+    except PoclabError as error:
+        return Unread(name, error.why or error.what)
+    return state if state.manifest == str(name) else Unread(name, f"it belongs to {state.path}")

@@ -101,6 +101,7 @@ def options(
 def run() -> NoReturn:
     """Run the program and exit: 0 done, 1 failed, 2 usage or lab file, 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
+    output.accept_any_text()
     try:
         code = _run()
     except KeyboardInterrupt:

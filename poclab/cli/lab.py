@@ -196,8 +196,10 @@ def down(
 
 
 def _disk_name(volume: str) -> str:
-    _, _, vm, disk, _ = volume.split(".")
-    return f"{vm}/{disk}"
+    from poclab.volumes import VolumeName
+
+    name = VolumeName.parse(volume)
+    return f"{name.vm}/{name.disk}"
 
 
 def status(

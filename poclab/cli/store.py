@@ -11,7 +11,7 @@ from poclab import output
 from poclab.cli import context
 from poclab.cli.context import OutputOption
 from poclab.model import Ref
-from poclab.names import check_name, plain
+from poclab.names import check_name
 from poclab.output import Column, Format
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PAIRS = (Column("FIELD", "field"), Column("VALUE", "value"))
 _CHANGES = (
     Column("KIND", "kind"),
-    Column("NAME", "name", lambda name: plain(name, 1000)),
+    Column("NAME", "name"),
     Column("CHANGE", "change"),
     Column("OLD", "old", lambda value: _amount(value)),
     Column("NEW", "new", lambda value: _amount(value)),
@@ -99,7 +99,7 @@ def diff(
 
 
 def _amount(value: str | int) -> str:
-    return output.size(value) if isinstance(value, int) else plain(value, 1000)
+    return output.size(value) if isinstance(value, int) else value
 
 
 def verify(

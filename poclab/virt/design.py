@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
+from poclab import volumes
 from poclab.errors import UsageError
 from poclab.model import DataDisk, HostEntry, Mode, NetworkRecord, NicRecord, Profile, VmRecord
 from poclab.names import check_name, shown
@@ -155,9 +156,6 @@ def stood_in_for(uuid: str) -> str:
     return str(UUID(int=UUID(uuid).int ^ 1))
 
 
-KEPT = "data."  # what the volumes of kept data disks begin with
-
-
 def data_volume(record: VmRecord, disk: DataDisk) -> str:
     """The volume of a data disk.
 
@@ -166,23 +164,19 @@ def data_volume(record: VmRecord, disk: DataDisk) -> str:
     the mark has after a `-` tells overlays apart that have the same data disks (see `next_mark`).
     """
     if disk.keep:
-        return f"{KEPT}{record.lab}.{record.name}.{disk.name}.qcow2"
-    mark = _first(record.overlay)
-    return f"scratch.{record.lab}.{record.name}.{disk.name}.{mark}.qcow2"
+        return str(volumes.data(record.lab, record.name, disk.name))
+    mark = volumes.generation(record.overlay)
+    return str(volumes.scratch(record.lab, record.name, disk.name, mark))
 
 
 def next_mark(overlay: str, more: str) -> str:
     """The mark of a system disk that takes another's place and keeps its data disks."""
-    return f"{_first(overlay)}-{more}"
-
-
-def _first(overlay: str) -> str:
-    return overlay.split(".")[-2].partition("-")[0]
+    return f"{volumes.generation(overlay).partition('-')[0]}-{more}"
 
 
 def overlay_volume(lab: str, vm: str, mark: str) -> str:
     """The volume of a system disk; the mark tells it from the one before."""
-    return f"overlay.{lab}.{vm}.{mark}.qcow2"
+    return str(volumes.overlay(lab, vm, mark))
 
 
 def _disks(

@@ -11,6 +11,7 @@ import libvirt
 
 from poclab import events
 from poclab.errors import PoclabError
+from poclab.manifest import NewerFormatError
 from poclab.model import ObservedVm, State, VmRecord
 from poclab.virt import metadata
 from poclab.virt.blocks import Blocks
@@ -27,8 +28,6 @@ _STATES = {
     libvirt.VIR_DOMAIN_CRASHED: State.CRASHED,
     libvirt.VIR_DOMAIN_PMSUSPENDED: State.SUSPENDED,
 }
-# Beside the record, in the running domain only: it goes with the QEMU process, so it is true.
-_STARTED = "started"
 # The second: a domain that went off meanwhile has no running definition.
 _NO_METADATA = (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_OPERATION_INVALID)
 _ASK_AGAIN = 1.0  # seconds; a guest that still boots does not hear the first request
@@ -42,16 +41,16 @@ class Guest:
         self._conn = conn
         self._domain = domain
         self.name: str = domain.name()
+        # What is wrong with its metadata, as far as that was read; empty for nothing.
+        self.fault = ""
 
-    @classmethod
-    def of(cls, conn: libvirt.virConnect, domain: libvirt.virDomain) -> Guest | None:
-        """The domain as a guest, or None when it is not poclab's.
+    def is_vm(self) -> bool:
+        """Whether the domain is a VM of a lab.
 
         Identity is the metadata; a clone that carries another domain's metadata is not ours.
         """
-        guest = cls(conn, domain)
-        record = guest.record()
-        return guest if record and record.domain == guest.name else None
+        record = self.record()
+        return record is not None and record.domain == self.name
 
     @classmethod
     def define(cls, conn: libvirt.virConnect, xml: str, name: str) -> Guest:
@@ -81,6 +80,7 @@ class Guest:
             return metadata.vm_record(element)
         except ValueError as error:
             events.debug(f"domain {self.name}: {error}")
+            self.fault = "" if isinstance(error, NewerFormatError) else str(error)
             return None
 
     def observe(self) -> ObservedVm | None:
@@ -97,9 +97,16 @@ class Guest:
                 self.uuid,
                 self.state(),
                 live=live or (record if active else None),
-                started=element.get(_STARTED) if element is not None else None,
+                started=self._started(element) if element is not None else None,
             )
         return None
+
+    def _started(self, element: Element) -> str | None:
+        try:
+            return metadata.started(element)
+        except ValueError as error:
+            self.fault = str(error)
+            return None
 
     def state(self) -> State:
         """The state, a stop by I/O error told apart."""
@@ -193,7 +200,7 @@ class Guest:
     def note_start(self, record: VmRecord, started: str) -> None:
         """Write into the running domain, and there alone, what it is and since when it runs."""
         element = metadata.vm_element(record)
-        element.set(_STARTED, started)
+        element.set(metadata.STARTED, started)
         self._set_metadata(element, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def capture(self, memory: str, disks: Mapping[str, str]) -> None:
@@ -259,8 +266,9 @@ class Guest:
         events.step("live record", domain=self.name)
         before = self._metadata(live=True)
         element = metadata.vm_element(record)
-        if before is not None and _STARTED in before.attrib:
-            element.set(_STARTED, before.attrib[_STARTED])
+        started = self._started(before) if before is not None else None
+        if started:
+            element.set(metadata.STARTED, started)
         self._set_metadata(element, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def resume(self) -> None:

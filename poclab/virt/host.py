@@ -16,7 +16,7 @@ import libvirt
 
 from poclab import config, events
 from poclab.errors import PoclabError, UsageError
-from poclab.manifest import bases
+from poclab.manifest import NewerFormatError, bases
 from poclab.model import Foreign, NetworkRecord, ObservedVm, State, VmRecord
 from poclab.names import plain, shown
 from poclab.virt import metadata
@@ -46,6 +46,10 @@ class Host:
         with libvirt_errors("libvirt does not answer"):
             self.uri: str = conn.getURI()
         self._accel = accel
+        # Domains whose metadata `vms` last found damaged, and networks `networks` did: by name,
+        # with what is wrong.
+        self.damaged_domains: dict[str, str] = {}
+        self.damaged_networks: dict[str, str] = {}
 
     @property
     def session(self) -> bool:
@@ -143,10 +147,12 @@ class Host:
         found = LocalPool(pool, directory) if local else StreamPool(self.conn, pool, directory)
         names = found.names()
         if MARKER not in names:
+            names += found.strays()
             if names:
+                others = ", ".join(shown(name, 255) for name in names[:3])
                 raise PoclabError(
                     f"the storage pool {POOL} is not poclab's",
-                    why=f"{directory} holds other volumes: {', '.join(names[:3])}",
+                    why=f"{directory} holds other volumes: {others}",
                     fix="rename that pool: virsh pool-edit, or use another host",
                 )
             found.write(MARKER, b'{"format": 1}\n')
@@ -189,17 +195,16 @@ class Host:
         others: list[Guest] = []
         for domain in domains:
             with contextlib.suppress(GoneError):  # it went away meanwhile
-                guest = Guest.of(self.conn, domain)
-                if guest:
-                    ours.append(guest)
-                else:
-                    others.append(Guest(self.conn, domain))
+                guest = Guest(self.conn, domain)
+                (ours if guest.is_vm() else others).append(guest)
         return ours, others
 
     def vms(self) -> list[ObservedVm]:
         """All VMs, by lab and name."""
         ours, others = self._scan()
         found = [vm for guest in ours if (vm := guest.observe())]
+        all_ = (*ours, *others)
+        self.damaged_domains = {guest.name: guest.fault for guest in all_ if guest.fault}
         known = {guest.name for guest in ours}
         found += [
             ObservedVm(record, stood_in_for(guest.uuid), State.SHUTOFF)
@@ -219,15 +224,25 @@ class Host:
             networks = self.conn.listAllNetworks(0)
         ours: list[LabNetwork] = []
         others: list[str] = []
+        self.damaged_networks = {}
         for network in networks:
             with contextlib.suppress(libvirt.libvirtError):
-                element = metadata.find(network.XMLDesc(0), "network")
-                record = _network_record(element) if element is not None else None
+                record = self._network_record(network)
                 if record and record.libvirt_name == network.name():
                     ours.append(LabNetwork(self.conn, network, record))
                 else:
                     others.append(network.name())
         return sorted(ours, key=lambda item: item.record.libvirt_name), others
+
+    def _network_record(self, network: libvirt.virNetwork) -> NetworkRecord | None:
+        element = metadata.find(network.XMLDesc(0), "network")
+        try:
+            return None if element is None else metadata.network_record(element)
+        except NewerFormatError:
+            return None
+        except ValueError as error:
+            self.damaged_networks[network.name()] = str(error)
+            return None
 
     def foreign(self) -> Foreign:
         """What is not poclab's, and the volumes that are in use and in no record.
@@ -350,12 +365,6 @@ def _stand_ins(others: Iterable[Guest]) -> Iterator[tuple[Guest, VmRecord]]:
                 record = guest.record()
         if record and guest.name == f"{record.domain}{STAND_IN}":
             yield guest, record
-
-
-def _network_record(element: object) -> NetworkRecord | None:
-    with contextlib.suppress(ValueError):
-        return metadata.network_record(element)  # type: ignore[arg-type]
-    return None
 
 
 def cpu_virtualizes(cpuinfo: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,15 @@ from pathlib import Path
 
 import libvirt
 
-from poclab import events
-from poclab.disk import create_empty, create_overlay, resize, virtual_size
+from poclab import events, volumes
+from poclab.disk import create_empty, create_overlay, resize
 from poclab.errors import PoclabError
 from poclab.files import sync
+from poclab.qcow2_header import virtual_size
 from poclab.virt.errors import GoneError
 from poclab.virt.moves import Moves
 from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned, disk_errors
+from poclab.volumes import Kind, checked
 
 
 class LocalPool(Moves):
@@ -31,23 +34,42 @@ class LocalPool(Moves):
 
     def _all(self) -> list[str]:
         with os.scandir(self._root) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if entry.is_file(follow_symlinks=False) and not entry.name.startswith(STAGING)
-            ]
+            return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+
+    def _file(self, name: str) -> Path:
+        """The file of a volume: every access by name goes through here.
+
+        Raises:
+            PoclabError: the name is none that poclab gives.
+        """
+        return self._root / checked(name)
+
+    def _own(self, name: str) -> Path:
+        """The file of a volume for a program that would follow a link.
+
+        Raises:
+            PoclabError: it is a link, or the name is none that poclab gives.
+        """
+        path = self._file(name)
+        if path.is_symlink():
+            raise PoclabError(
+                f"volume {name} is a link to another file",
+                why="poclab makes no links, and reads and writes through none",
+                fix=f"remove it: rm {path}",
+            )
+        return path
 
     def _there(self, name: str) -> bool:
-        return (self._root / name).exists()
+        return os.path.lexists(self._file(name))
 
     def path(self, name: str) -> str:
         """See `Pool`."""
-        return str(self._root / name)
+        return str(self._file(name))
 
     def stat(self, name: str) -> VolumeStat:
         """See `Pool`."""
         try:
-            found = (self._root / name).stat()
+            found = self._file(name).lstat()
         except FileNotFoundError as error:
             raise GoneError(f"volume {name} is not there") from error
         return VolumeStat(found.st_size, found.st_blocks * 512)  # st_blocks counts 512 bytes
@@ -55,7 +77,11 @@ class LocalPool(Moves):
     def read(self, name: str) -> bytes:
         """See `Pool`."""
         try:
-            with (self._root / name).open("rb") as file:
+            # Neither a link to somebody's file nor a FIFO that nobody writes to.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with os.fdopen(os.open(self._file(name), flags), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise PoclabError(f"volume {name} cannot be read", why="it is not a file")
                 data = file.read(SMALL + 1)
         except FileNotFoundError as error:
             raise GoneError(f"volume {name} is not there") from error
@@ -102,35 +128,36 @@ class LocalPool(Moves):
     def overlay(self, name: str, base: str, size: int) -> None:
         """See `Pool`."""
         with disk_errors(name):
-            create_overlay(self._root / name, self._root / base, "qcow2", size)
+            create_overlay(self._file(name), self._own(base), "qcow2", size)
 
     def blank(self, name: str, size: int) -> None:
         """See `Pool`."""
         # A data disk's name is known beforehand: half-made, it would be taken for the whole one.
+        target = self._file(name)
         self._make_way(name)
         with disk_errors(name), self.staging() as directory:
             made = directory / name
             create_empty(made, size)
-            made.replace(self._root / name)
+            made.replace(target)
 
     def grow(self, name: str, size: int) -> None:
         """See `Pool`."""
         with disk_errors(name):
-            resize(self._root / name, size)
+            resize(self._own(name), size)
 
     def rename(self, old: str, new: str) -> None:
         """See `Pool`."""
         self._begin_anew(old)
         with disk_errors(new):
-            (self._root / old).replace(self._root / new)
+            self._file(old).replace(self._file(new))
 
     def capacity(self, name: str) -> int:
         """See `Pool`."""
-        return virtual_size(self._root / name)
+        return virtual_size(self._file(name))
 
     def _drop(self, name: str) -> None:
-        with disk_errors(name):
-            (self._root / name).unlink(missing_ok=True)
+        with disk_errors(name), contextlib.suppress(IsADirectoryError):  # nothing of poclab's
+            self._file(name).unlink(missing_ok=True)
 
     def free(self) -> int:
         """See `Pool`."""
@@ -148,14 +175,16 @@ class LocalPool(Moves):
 
     def leftovers(self) -> list[str]:
         """See `Pool`."""
-        return [path.name for path in self._root.glob(f"{STAGING}*") if abandoned(path)]
+        with os.scandir(self._root) as entries:
+            found = volumes.known((entry.name for entry in entries), Kind.STAGING)
+            return [str(name) for name in found if abandoned(self._root / str(name))]
 
     def sweep(self) -> None:
         """See `Pool`."""
         for name in self.leftovers():
             path = self._root / name
             events.debug(f"removing {path}, left by an interrupted command")
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
@@ -167,5 +196,5 @@ class LocalPool(Moves):
             self._pool.refresh(0)
 
     def _publish(self, file: Path, name: str) -> None:
-        file.replace(self._root / name)
+        file.replace(self._file(name))
         sync(self._root)

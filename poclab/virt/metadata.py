@@ -7,10 +7,13 @@ only state poclab has of a VM beside the disks.
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Interface, IPv4Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from xml.etree.ElementTree import Element, SubElement, fromstring, register_namespace, tostring
 
+from poclab import shapes, volumes
+from poclab.manifest import NewerFormatError
 from poclab.model import (
     DataDisk,
     Deployment,
@@ -25,14 +28,20 @@ from poclab.model import (
     Ref,
     VmRecord,
 )
+from poclab.names import shown, stored
+from poclab.volumes import VolumeName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
 NAMESPACE = "https://poclab.dev/xmlns/1"
 PREFIX = "poclab"
 FORMAT = "1"
 HISTORY_LIMIT = 50
+# Beside the record, in the running domain only: it goes with the QEMU process, so it is true.
+STARTED = "started"
+
+T = TypeVar("T")
 
 register_namespace(PREFIX, NAMESPACE)
 
@@ -102,7 +111,7 @@ def vm_element(record: VmRecord) -> Element:
             image=entry.version.image,
             tag=entry.version.tag,
             digest=entry.digest,
-            by=entry.by,
+            by=stored(entry.by),
             start=entry.start or None,
             seconds=None if entry.seconds is None else f"{entry.seconds:.1f}",
         )
@@ -113,56 +122,67 @@ def vm_record(element: Element) -> VmRecord:
     """Read a VM's metadata element.
 
     Raises:
-        ValueError: it is not one this program wrote (another format, a part missing, a disk
-            that is not the VM's own and that must not be deleted with it).
+        NewerFormatError: a newer program wrote it.
+        ValueError: it is not one this program wrote (another format, a part missing or of
+            another type or range, a disk that is not the VM's own and that must not be deleted
+            with it).
     """
-    element = _bare(element)
-    if element.tag != "vm" or element.get("format") != FORMAT:
-        raise ValueError(f"metadata of another format: {element.get('format')}")
-    version = _one(element, "version")
-    hardware = _one(element, "hardware")
-    login = _one(element, "login")
-    try:
-        own = f"overlay.{element.attrib['lab']}.{element.attrib['name']}."
-        if not version.attrib["overlay"].startswith(own):
-            raise ValueError(f"metadata with another VM's disk: {version.attrib['overlay']}")
-        frozen = tuple(_frozen(item) for item in _all(element, "frozen"))
-        passing = (own, own.replace("overlay.", "scratch.", 1))
-        for item in frozen:
-            if not item.volume.startswith(passing):
-                raise ValueError(f"metadata with another VM's disk: {item.volume}")
-        return VmRecord(
-            lab=element.attrib["lab"],
-            name=element.attrib["name"],
-            wanted=_ref(_one(element, "wanted")),
-            version=_ref(version),
-            digest=version.attrib["digest"],
-            parents=tuple(version.get("parents", "").split()),
-            overlay=version.attrib["overlay"],
-            disk_size=int(version.attrib["size"]) if "size" in version.attrib else None,
-            fresh=version.get("fresh") == "yes",
-            used=version.get("used") == "yes",
-            warm=version.get("warm") == "yes",
-            frozen=frozen,
-            in_place=tuple(_deployment(item) for item in _all(element, "deployment")),
-            cpus=int(hardware.attrib["cpus"]),
-            memory=int(hardware.attrib["memory"]),
-            profile=Profile(hardware.attrib["profile"]),
-            tpm=hardware.get("tpm") == "yes",
-            user=login.attrib["user"],
-            ssh_key=login.get("key", ""),
-            nics=tuple(_nic(item) for item in _all(element, "nic")),
-            disks=tuple(_disk(item) for item in _all(element, "disk")),
-            forwards=tuple(
-                Forward(int(item.attrib["host"]), int(item.attrib["guest"]))
-                for item in _all(element, "forward")
-            ),
-            after=tuple(item.attrib["vm"] for item in _all(element, "after")),
-            ready=next((_ready(item) for item in _all(element, "ready")), None),
-            history=tuple(_event(item) for item in _all(element, "event")),
-        )
-    except KeyError as error:
-        raise ValueError(f"metadata without {error}") from error
+    return shapes.at("metadata", _vm, _root(element, "vm"))
+
+
+def _vm(element: Element) -> VmRecord:
+    own = shapes.Fields(element.attrib)
+    lab, name = own("lab", shapes.NAME), own("name", shapes.NAME)
+    version, hardware, login = (_one(element, tag) for tag in ("version", "hardware", "login"))
+    record = VmRecord(
+        lab=lab,
+        name=name,
+        wanted=_ref(_one(element, "wanted")),
+        version=_ref(version),
+        digest=version("digest", shapes.DISK_DIGEST),
+        parents=tuple(map(shapes.DISK_DIGEST, version("parents", shapes.text(), "").split())),
+        overlay=version("overlay", shapes.parsed(volumes.system_disk, "a system disk's name")),
+        disk_size=version("size", shapes.maybe(_SIZE), None),
+        fresh=version("fresh", shapes.yes, False),
+        used=version("used", shapes.yes, False),
+        warm=version("warm", shapes.yes, False),
+        frozen=_all(element, "frozen", _frozen),
+        in_place=_all(element, "deployment", _deployment),
+        cpus=hardware("cpus", _CPUS),
+        memory=hardware("memory", _MEMORY),
+        profile=hardware("profile", shapes.one_of(Profile)),
+        tpm=hardware("tpm", shapes.yes, False),
+        user=login("user", shapes.USER),
+        ssh_key=login("key", shapes.line(), ""),
+        nics=_all(element, "nic", _nic),
+        disks=_all(element, "disk", _disk),
+        forwards=_all(element, "forward", _forward),
+        after=_all(element, "after", lambda item: item("vm", shapes.NAME)),
+        ready=next(iter(_all(element, "ready", _ready)), None),
+        history=_all(element, "event", _event),
+    )
+    _check_own(record)
+    return record
+
+
+def _check_own(record: VmRecord) -> None:
+    """Check that a record names disks of the VM's own only, each once."""
+    disks = [record.overlay, *(item.volume for item in record.frozen)]
+    for disk in disks:
+        if not VolumeName.parse(disk).of(record.lab, record.name):
+            raise ValueError(f"another VM's disk: {disk}")
+    for names in (disks, [item.disk for item in record.frozen], [x.name for x in record.disks]):
+        if len(set(names)) != len(names):
+            raise ValueError(f"one disk twice: {' '.join(names)}")
+
+
+def started(element: Element) -> str | None:
+    """When poclab started a running domain, from its metadata element; None if it did not.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    return shapes.Fields(element.attrib)(STARTED, shapes.maybe(shapes.TIME), None)
 
 
 def network_element(record: NetworkRecord) -> Element:
@@ -185,18 +205,18 @@ def network_record(element: Element) -> NetworkRecord:
     Raises:
         ValueError: it is not one this program wrote.
     """
-    element = _bare(element)
-    if element.tag != "network" or element.get("format") != FORMAT:
-        raise ValueError(f"metadata of another format: {element.get('format')}")
-    try:
-        return NetworkRecord(
-            element.attrib["lab"],
-            element.attrib["name"],
-            Mode(element.attrib["mode"]),
-            IPv4Network(element.attrib["cidr"]),
-        )
-    except KeyError as error:
-        raise ValueError(f"metadata without {error}") from error
+    return shapes.at("metadata", _network, _root(element, "network"))
+
+
+def _network(element: Element) -> NetworkRecord:
+    own = shapes.Fields(element.attrib)
+    cidr = shapes.parsed(IPv4Network, "an IPv4 network")
+    return NetworkRecord(
+        own("lab", shapes.NAME),
+        own("name", shapes.NAME),
+        own("mode", shapes.one_of(Mode)),
+        own("cidr", cidr),
+    )
 
 
 def find(xml: str, kind: str) -> Element | None:
@@ -222,58 +242,90 @@ def _bare(element: Element) -> Element:
     return bare
 
 
-def _all(element: Element, name: str) -> Iterable[Element]:
-    return element.iterfind(name)
+# --- the parts --------------------------------------------------------------------------
+
+_MOST = 1000  # parts of a kind: more than any lab has
+_SIZE = shapes.digits(shapes.SIZE)
+_PORT = shapes.digits(shapes.PORT)
+_MEMORY = shapes.digits(shapes.whole(1, shapes.LARGEST))
+_CPUS = shapes.digits(shapes.whole(1, 4096))  # QEMU's largest machine has fewer
+_SECONDS = shapes.digits(shapes.whole(0, 10**9))
+_READY = shapes.text(5, re.compile("ssh|tcp|agent"), "ssh, tcp or agent")
+_START = shapes.text(4, re.compile("warm|cold|"), "warm or cold")
 
 
-def _one(element: Element, name: str) -> Element:
-    found = element.find(name)
+def _root(element: Element, tag: str) -> Element:
+    """The element without namespaces, of the format that this program writes."""
+    element = _bare(element)
+    form = element.get("format", "none")
+    if element.tag == tag and form == FORMAT:
+        return element
+    text = f"metadata of another format: {shown(form)}"
+    newer = element.tag == tag and re.fullmatch("[0-9]{1,9}", form) and int(form) > int(FORMAT)
+    raise NewerFormatError(text) if newer else ValueError(text)
+
+
+def _all(element: Element, tag: str, read: Callable[[shapes.Fields], T]) -> tuple[T, ...]:
+    found = element.findall(tag)
+    if len(found) > _MOST:
+        raise shapes.ShapeError(f"expected at most {_MOST}, found {len(found)}", tag)
+    return tuple(shapes.at(tag, read, shapes.Fields(item.attrib)) for item in found)
+
+
+def _one(element: Element, tag: str) -> shapes.Fields:
+    found = element.find(tag)
     if found is None:
-        raise ValueError(f"metadata without {name}")
-    return found
+        raise shapes.ShapeError("missing", tag)
+    return shapes.Fields(found.attrib, tag)
 
 
-def _ref(element: Element) -> Ref:
-    return Ref(element.attrib["image"], element.attrib["tag"])
+def _ref(item: shapes.Fields) -> Ref:
+    return Ref(item("image", shapes.NAME), item("tag", shapes.TAG))
 
 
-def _nic(element: Element) -> NicRecord:
-    ip = element.get("ip")
+def _nic(item: shapes.Fields) -> NicRecord:
     return NicRecord(
-        element.attrib["network"],
-        element.attrib["mac"],
-        IPv4Interface(ip) if ip else None,
-        Mode(element.attrib["mode"]),
+        item("network", shapes.NAME),
+        item("mac", shapes.MAC),
+        item("ip", shapes.maybe(shapes.parsed(IPv4Interface, "an IPv4 address/prefix")), None),
+        item("mode", shapes.one_of(Mode)),
     )
 
 
-def _frozen(element: Element) -> Frozen:
-    return Frozen(element.get("disk", ""), element.attrib["volume"])
+def _frozen(item: shapes.Fields) -> Frozen:
+    disk = item("disk", shapes.NAME, "")
+    volume = shapes.parsed(lambda text: volumes.frozen_disk(text, disk), "the disk's volume")
+    return Frozen(disk, item("volume", volume))
 
 
-def _deployment(element: Element) -> Deployment:
-    return Deployment(_ref(element), element.attrib["digest"], element.get("container", ""))
+def _deployment(item: shapes.Fields) -> Deployment:
+    digest = item("digest", shapes.DISK_DIGEST)
+    return Deployment(_ref(item), digest, item("container", shapes.DIGEST, ""))
 
 
-def _disk(element: Element) -> DataDisk:
-    return DataDisk(
-        element.attrib["name"], int(element.attrib["size"]), element.get("keep") == "yes"
-    )
+def _disk(item: shapes.Fields) -> DataDisk:
+    return DataDisk(item("name", shapes.NAME), item("size", _SIZE), item("keep", shapes.yes, False))
 
 
-def _ready(element: Element) -> Ready:
-    return Ready(
-        element.attrib["kind"], int(element.get("port", "0")), int(element.attrib["timeout"])
-    )
+def _forward(item: shapes.Fields) -> Forward:
+    return Forward(item("host", _PORT), item("guest", _PORT))
 
 
-def _event(element: Element) -> HistoryEntry:
+def _ready(item: shapes.Fields) -> Ready:
+    kind = item("kind", _READY)
+    port = item("port", _PORT, 0)
+    if (kind == "tcp") != (port != 0):
+        raise ValueError("a port belongs to tcp, and tcp needs one")
+    return Ready(kind, port, item("timeout", _SECONDS))
+
+
+def _event(item: shapes.Fields) -> HistoryEntry:
     return HistoryEntry(
-        element.attrib["time"],
-        element.attrib["action"],
-        _ref(element),
-        element.attrib["digest"],
-        element.attrib["by"],
-        element.get("start", ""),
-        float(element.attrib["seconds"]) if "seconds" in element.attrib else None,
+        item("time", shapes.TIME),
+        item("action", shapes.text(64)),
+        _ref(item),
+        item("digest", shapes.DISK_DIGEST),
+        item("by", shapes.text()),
+        item("start", _START, ""),
+        item("seconds", shapes.maybe(shapes.decimal(shapes.real(0, 10**9))), None),
     )

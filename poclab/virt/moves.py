@@ -5,16 +5,22 @@ one. While that goes on a marker volume `move.OLD` holds the new name, and as lo
 old volume are there the new one does not count, whole or not. The deletion of the old volume is
 the moment at which the new one takes its place. Both ways to the pool keep to this: a member of
 group libvirt may begin what root goes on with.
+
+A marker is believed only if it names another data disk name of the very same disk: whatever else
+it says, nothing is hidden or deleted by it (`damaged_moves` lists it).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from poclab import volumes
+from poclab.errors import PoclabError
+from poclab.names import shown
 from poclab.virt.errors import GoneError
-
-MARK = "move."
+from poclab.volumes import HIDDEN, Kind, VolumeName
 
 
 class Moves(ABC):
@@ -22,7 +28,7 @@ class Moves(ABC):
 
     @abstractmethod
     def _all(self) -> list[str]:
-        """Every volume there is."""
+        """Every volume there is, whatever it is called."""
 
     @abstractmethod
     def _there(self, name: str) -> bool:
@@ -37,21 +43,38 @@ class Moves(ABC):
         """A small volume's content."""
 
     def names(self) -> list[str]:
-        """All volumes that count, sorted."""
+        """All volumes that are poclab's by their names and that count, sorted."""
         found = self._all()
         hidden = set(self._moves(found).values())
-        return sorted(x for x in found if x not in hidden and not x.startswith(MARK))
+        known = [str(name) for name in volumes.known(found) if name.kind not in HIDDEN]
+        return sorted(name for name in known if name not in hidden)
+
+    def strays(self) -> list[str]:
+        """Volumes whose names poclab does not give, sorted: they are left alone."""
+        return sorted(name for name in self._all() if volumes.find(name) is None)
 
     def moves(self) -> dict[str, str]:
         """Renames under way or cut short: the new name by the old one, which still counts."""
         return self._moves(self._all())
+
+    def damaged_moves(self) -> dict[str, str]:
+        """Markers of renames that are not believed, and why."""
+        found: dict[str, str] = {}
+        for name, old in _markers(self._all()):
+            try:
+                self._target(old)
+            except GoneError:  # another command's, which just got through
+                continue
+            except (ValueError, PoclabError) as error:
+                found[name] = str(error)
+        return found
 
     def undo(self, old: str) -> None:
         """Forget a rename that was cut short; nobody may be at it any more."""
         new = self.moves().get(old)
         if new:
             self._drop(new)
-        self._drop(MARK + old)
+        self._drop(marker(old))
 
     def delete(self, name: str) -> None:
         """Delete a volume, and what a rename that was cut short made of it; none is fine."""
@@ -60,7 +83,8 @@ class Moves(ABC):
 
     def _begin_anew(self, old: str) -> None:
         """Forget what an earlier rename of a volume came to."""
-        if self._there(MARK + old):
+        name = volumes.find(old)
+        if name and name.kind in volumes.DATA_DISKS and self._there(marker(old)):
             self.undo(old)
 
     def _make_way(self, name: str) -> None:
@@ -71,17 +95,44 @@ class Moves(ABC):
 
     def _moves(self, found: list[str]) -> dict[str, str]:
         there = set(found)
-        olds = [x.removeprefix(MARK) for x in found if x.startswith(MARK)]
         moves: dict[str, str] = {}
-        # Without its old volume a marker is what a rename left that got through but for its end.
-        for old in there.intersection(olds):
-            with suppress(GoneError):  # another command's, which just got through
-                moves[old] = self.read(MARK + old).decode(errors="replace")
+        for _, old in _markers(found):
+            # Without its old volume a marker is what a rename left that got through but for that.
+            if str(old) in there:
+                # Gone: another command's, which just got through.
+                with suppress(GoneError, ValueError, PoclabError):
+                    moves[str(old)] = str(self._target(old))
         return moves
+
+    def _target(self, old: VolumeName) -> VolumeName:
+        """The new name that the marker of a rename holds.
+
+        Raises:
+            GoneError: if there is no such marker.
+            PoclabError: if it cannot be read.
+            ValueError: if it names anything but the same disk.
+        """
+        text = self.read(marker(str(old)))[:300].decode(errors="replace")
+        new = VolumeName.parse(text)
+        if not old.may_become(new):
+            raise ValueError(f"it names {shown(text)}, which is another disk")
+        return new
 
     def _forget_ended(self) -> None:
         """Delete the markers of renames that got through but for their end."""
         found = self._all()
-        for name in found:
-            if name.startswith(MARK) and name.removeprefix(MARK) not in found:
+        for name, old in _markers(found):
+            if str(old) not in found:
                 self._drop(name)
+
+
+def marker(old: str) -> str:
+    """The marker of a data disk's rename."""
+    return str(VolumeName(Kind.MOVE, moving=VolumeName.parse(old)))
+
+
+def _markers(found: Iterable[str]) -> Iterator[tuple[str, VolumeName]]:
+    """The markers there are, each with the name of the disk that is being renamed."""
+    for name in volumes.known(found, Kind.MOVE):
+        if name.moving:
+            yield str(name), name.moving

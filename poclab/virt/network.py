@@ -81,10 +81,12 @@ class LabNetwork:
         with libvirt_errors(f"network {self.record.libvirt_name} is not there"):
             xml = self._network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
         hosts = fromstring(xml).iterfind("ip/dhcp/host")  # noqa: S314 - libvirtd wrote it
-        return [
-            HostEntry(item.get("mac", ""), item.get("name", ""), IPv4Address(item.get("ip", "")))
-            for item in hosts
-        ]
+        found = []
+        for item in hosts:
+            with contextlib.suppress(ValueError):  # none of poclab's: somebody added it
+                ip = IPv4Address(item.get("ip", ""))
+                found.append(HostEntry(item.get("mac", ""), item.get("name", ""), ip))
+        return found
 
     def connected(self) -> frozenset[str]:
         """The MAC addresses of the cards that are plugged into its bridge.

@@ -67,7 +67,7 @@ def _layouts(pool: LocalPool | StreamPool, name: str) -> Iterator[Layout]:
     path = Path(pool.directory, name)  # a leftover may be an absolute path, of this host
     with suppress(FileNotFoundError, GoneError):  # it went away meanwhile
         if isinstance(pool, StreamPool) and not Path(name).is_absolute():
-            yield Layout((), pool.stat(name).allocated, known=False)
+            yield Layout((), pool.allocated(name), known=False)
         elif path.is_dir():
             for directory, _, files in os.walk(path):
                 for file in files:

@@ -35,12 +35,15 @@ class VolumeStat:
 
 
 class Pool(Protocol):
-    """Volumes by name; names never hold a slash."""
+    """Volumes by name: every way in takes names that `VolumeName` reads, and no others."""
 
     directory: str
 
     def names(self) -> list[str]:
         """All volumes, sorted."""
+
+    def strays(self) -> list[str]:
+        """Volumes whose names poclab does not give, sorted: they are left alone."""
 
     def path(self, name: str) -> str:
         """The volume's file, on the host the pool is on."""
@@ -117,7 +120,7 @@ def abandoned(path: Path) -> bool:
     if pid.isdigit():
         return not Path(f"/proc/{pid}").exists()
     with contextlib.suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime > 3600
+        return time.time() - path.lstat().st_mtime > 3600
     return False
 
 

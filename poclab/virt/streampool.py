@@ -15,10 +15,12 @@ import libvirt
 
 from poclab import config, events
 from poclab.errors import PoclabError
+from poclab.names import shown
 from poclab.virt.errors import GoneError, libvirt_errors
-from poclab.virt.moves import MARK, Moves
+from poclab.virt.moves import Moves, marker
 from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned
 from poclab.virt.xml import volume_xml
+from poclab.volumes import checked
 
 
 class StreamPool(Moves):
@@ -32,7 +34,11 @@ class StreamPool(Moves):
 
     def _all(self) -> list[str]:
         with libvirt_errors("the storage pool cannot be listed"):
-            return [volume.name() for volume in self._pool.listAllVolumes(0)]
+            found = []
+            for volume in self._pool.listAllVolumes(0):
+                with suppress(UnicodeDecodeError):  # a stray's: libvirt-python cannot say its name
+                    found.append(volume.name())
+            return found
 
     def _there(self, name: str) -> bool:
         with suppress(GoneError), libvirt_errors(f"volume {name} is not there"):
@@ -42,7 +48,7 @@ class StreamPool(Moves):
 
     def path(self, name: str) -> str:
         """See `Pool`."""
-        return f"{self.directory}/{name}"
+        return f"{self.directory}/{checked(name)}"
 
     def stat(self, name: str) -> VolumeStat:
         """See `Pool`."""
@@ -51,6 +57,15 @@ class StreamPool(Moves):
             # The flag puts the file's size where else its allocation is.
             physical = volume.infoFlags(libvirt.VIR_STORAGE_VOL_GET_PHYSICAL)[2]
             return VolumeStat(int(physical), int(volume.info()[2]))
+
+    def allocated(self, name: str) -> int:
+        """Bytes that a volume takes on the file system; of strays too, which are only listed.
+
+        Raises:
+            PoclabError: there is no such volume.
+        """
+        with libvirt_errors(f"volume {shown(name, 255)} is not there"):
+            return int(self._pool.storageVolLookupByName(name).info()[2])
 
     def read(self, name: str) -> bytes:
         """See `Pool`."""
@@ -127,7 +142,7 @@ class StreamPool(Moves):
         size = self.capacity(old)
         self._begin_anew(old)
         events.step("note the new name", volume=old)
-        self.write(MARK + old, new.encode())
+        self.write(marker(old), new.encode())
         try:
             events.step("copy", volume=new)
             self._copy(old, new, size)
@@ -137,7 +152,7 @@ class StreamPool(Moves):
         events.step("delete the old name", volume=old)
         self._drop(old)
         events.step("forget the new name", volume=old)
-        self._drop(MARK + old)
+        self._drop(marker(old))
 
     def _copy(self, old: str, new: str, size: int) -> None:
         self._drop(new)
@@ -155,7 +170,9 @@ class StreamPool(Moves):
 
     def _drop(self, name: str) -> None:
         try:
-            self._volume(name).delete(0)
+            volume = self._volume(name)
+            if volume.info()[0] != libvirt.VIR_STORAGE_VOL_DIR:  # that is nothing of poclab's
+                volume.delete(0)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
                 raise PoclabError(f"volume {name} cannot be deleted", why=str(error)) from error
@@ -213,9 +230,11 @@ class StreamPool(Moves):
         return "0644" if urlsplit(self._conn.getURI()).path.endswith("/session") else "0444"
 
     def _volume(self, name: str) -> libvirt.virStorageVol:
-        return self._pool.storageVolLookupByName(name)
+        return self._pool.storageVolLookupByName(checked(name))
 
     def _create(
         self, name: str, kind: str, size: int, *, backing: str = "", mode: str = "0600"
     ) -> libvirt.virStorageVol:
-        return self._pool.createXML(volume_xml(name, kind, size, backing=backing, mode=mode), 0)
+        return self._pool.createXML(
+            volume_xml(checked(name), kind, size, backing=backing, mode=mode), 0
+        )

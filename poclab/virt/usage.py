@@ -15,7 +15,7 @@ from xml.etree.ElementTree import fromstring
 
 import libvirt
 
-from poclab.disk import backing_file
+from poclab.qcow2_header import backing_file
 from poclab.virt.errors import libvirt_errors
 
 # The attributes of a disk's <source> that name a file (formatdomain.html#hard-drives-floppy-...).

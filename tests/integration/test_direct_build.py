@@ -20,6 +20,7 @@ from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
 from poclab.digest import file_digest
 from poclab.errors import PoclabError
+from poclab.qcow2_header import virtual_size
 from poclab.units import MIB
 from tests.hostile import layers
 from tests.support import oddtree, podman
@@ -292,7 +293,7 @@ def test_same_input_same_bytes(image: str, tmp_path: Path) -> None:
 
 def test_default_size_holds_twice_the_content_and_512_mib_more(image: str, tmp_path: Path) -> None:
     made = Direct().build(request(image, tmp_path / "w", disk_size=None))
-    assert disk.virtual_size(made.disk) > (512 + 66) * MIB
+    assert virtual_size(made.disk) > (512 + 66) * MIB
 
 
 def test_too_small_a_disk_names_the_size_needed(image: str, tmp_path: Path) -> None:

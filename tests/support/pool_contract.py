@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,12 @@ from poclab.errors import PoclabError
 from poclab.virt.host import Host, connect
 from poclab.virt.localpool import LocalPool
 from poclab.virt.streampool import StreamPool
+from tests.hostile import records
 
 MIB = 1024**2
+BASE, NO_BASE = f"base.{'1' * 64}.qcow2", f"base.{'0' * 64}.qcow2"
+OVERLAY, SCRATCH = "overlay.t.vm.1.qcow2", "scratch.t.vm.d.2.qcow2"
+OLD, NEW = "scratch.t.vm.d.1.qcow2", "data.t.vm.d.qcow2"
 AnyPool = LocalPool | StreamPool
 CHECKS: dict[str, Callable[[AnyPool], None]] = {}
 
@@ -50,7 +55,7 @@ def file(pool: AnyPool, content: bytes) -> Path:
     return Path(name)
 
 
-def base(pool: AnyPool, name: str = "base.t.qcow2", size: int = 8 * MIB) -> str:
+def base(pool: AnyPool, name: str = BASE, size: int = 8 * MIB) -> str:
     """A base disk in the pool."""
     path = file(pool, b"")
     subprocess.run(
@@ -91,37 +96,143 @@ def small_volumes_are_replaced_in_one_go(pool: AnyPool) -> None:
 def names_are_sorted_and_complete(pool: AnyPool) -> None:
     """Every volume is listed once, and nothing else."""
     before = set(pool.names())
-    for name in ("b", "a", "c.with-dots_and.UPPER"):
+    names = {"mark.t.b.json", "mark.t.a.json", "mark.t.with-dots_and.UPPER.json"}
+    for name in names:
         pool.write(name, b"")
     found = pool.names()
     assert found == sorted(found)
-    assert set(found) - before == {"a", "b", "c.with-dots_and.UPPER"}
+    assert set(found) - before == names
+
+
+@check
+def only_its_own_names_are_taken(pool: AnyPool) -> None:
+    """Every door refuses a name that is none of poclab's, before anything is touched."""
+    before = files(pool)
+    for name in records.BAD_NAMES:
+        doors: list[Callable[[], object]] = [
+            partial(pool.path, name),
+            partial(pool.stat, name),
+            partial(pool.read, name),
+            partial(pool.write, name, b"x"),
+            partial(pool.rewrite, name, b"x"),
+            partial(pool.overlay, name, BASE, MIB),
+            partial(pool.overlay, OVERLAY, name, MIB),
+            partial(pool.blank, name, MIB),
+            partial(pool.grow, name, MIB),
+            partial(pool.capacity, name),
+            partial(pool.rename, name, NEW),
+            partial(pool.delete, name),
+        ]
+        for door in doors:
+            refused(door, "invalid volume name")
+        content = file(pool, b"x")
+        refused(partial(pool.adopt, name, content), "invalid volume name")
+        content.unlink(missing_ok=True)
+    assert files(pool) == before
+
+
+@check
+def strays_are_left_alone(pool: AnyPool) -> None:
+    """What poclab gives no name is in no listing of volumes, and nothing clears it away."""
+    root = Path(pool.directory)
+    before = pool.names()
+    made = records.strays(root)
+    pool.refresh()
+    try:
+        assert pool.names() == before
+        assert set(pool.strays()) <= {path.name for path in made}
+        assert "data.acme.vm1.db.qcow2.bak" in pool.strays()
+        pool.sweep()
+        assert pool.moves() == {}
+        assert all(os.path.lexists(path) for path in made)
+    finally:
+        for path in made:
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@check
+def a_marker_that_names_another_disk_is_not_believed(pool: AnyPool) -> None:
+    """Nothing is hidden, renamed or deleted by it; it is listed as damaged."""
+    scribbled(pool, OLD)
+    victim = Path(pool.directory).parent / "victim"
+    victim.write_bytes(b"precious")
+    pool.blank("data.t.other.d.qcow2", MIB)
+    for content in records.bad_moves("data.t.other.d.qcow2"):
+        pool.write(f"move.{OLD}", content)
+        assert pool.moves() == {}
+        assert list(pool.damaged_moves()) == [f"move.{OLD}"]
+        assert {OLD, "data.t.other.d.qcow2"} <= set(pool.names())
+        pool.undo(OLD)
+        pool.sweep()
+        assert victim.read_bytes() == b"precious"
+        assert {OLD, "data.t.other.d.qcow2"} <= set(pool.names())
+    assert holds_its_content(pool, OLD)
+
+
+@check
+def a_directory_is_never_deleted(pool: AnyPool) -> None:
+    """Also one that is called like a volume, and no command ends by it."""
+    path = Path(pool.path(OVERLAY))
+    path.mkdir()
+    (path / "theirs").write_bytes(b"x")
+    try:
+        pool.refresh()
+        pool.delete(OVERLAY)
+        assert (path / "theirs").exists()
+    finally:
+        (path / "theirs").unlink()
+        path.rmdir()
+
+
+@check
+def no_link_is_followed(pool: AnyPool) -> None:
+    """A manifest that is a link to another file is not read, nor is a FIFO waited for."""
+    if not isinstance(pool, LocalPool):
+        return  # the daemon opens volumes: nobody but root can put a link into its directory
+    root = Path(pool.directory)
+    link, fifo = root / "manifest.t.link.json", root / "manifest.t.fifo.json"
+    link.symlink_to("/etc/hostname")
+    os.mkfifo(fifo)
+    try:
+        for path in (link, fifo):
+            assert path.name not in pool.names()
+            refused(partial(pool.read, path.name), "cannot be read")
+        disk = root / OVERLAY
+        disk.symlink_to(base(pool))
+        refused(lambda: pool.grow(OVERLAY, 64 * MIB), "is a link")
+        refused(lambda: pool.overlay("overlay.t.vm.3.qcow2", OVERLAY, 64 * MIB), "is a link")
+        refused(lambda: pool.capacity(OVERLAY), "cannot be read")
+        disk.unlink()
+    finally:
+        link.unlink()
+        fifo.unlink()
 
 
 @check
 def what_is_not_there_is_said(pool: AnyPool) -> None:
     """Reading, measuring and the like of no volume is an error; deleting it is fine."""
-    refused(lambda: pool.read("none"), "none")
-    refused(lambda: pool.stat("none"), "none")
-    refused(lambda: pool.capacity("none"), "none")
-    refused(lambda: pool.grow("none", MIB), "none")
-    refused(lambda: pool.rename("none", "other"), "")
-    pool.delete("none")
-    assert "other" not in pool.names()
+    refused(lambda: pool.read(OLD), OLD)
+    refused(lambda: pool.stat(OLD), OLD)
+    refused(lambda: pool.capacity(OLD), OLD)
+    refused(lambda: pool.grow(OLD, MIB), OLD)
+    refused(lambda: pool.rename(OLD, NEW), "")
+    pool.delete(OLD)
+    assert NEW not in pool.names()
 
 
 @check
 def deleting_deletes(pool: AnyPool) -> None:
     """A deleted volume is gone, and its name is free."""
-    pool.write("x", b"1")
-    pool.delete("x")
-    assert "x" not in pool.names()
-    assert not Path(pool.path("x")).exists()
-    pool.write("x", b"2")
-    assert pool.read("x") == b"2"
+    name = "mark.t.x.json"
+    pool.write(name, b"1")
+    pool.delete(name)
+    assert name not in pool.names()
+    assert not Path(pool.path(name)).exists()
+    pool.write(name, b"2")
+    assert pool.read(name) == b"2"
     base(pool)
-    pool.delete("base.t.qcow2")
-    assert "base.t.qcow2" not in pool.names()
+    pool.delete(BASE)
+    assert BASE not in pool.names()
 
 
 @check
@@ -129,16 +240,16 @@ def an_adopted_file_is_used_up_and_read_only(pool: AnyPool) -> None:
     """The volume has the file's bytes, nobody can write it, and the file is gone."""
     content = os.urandom(3 * MIB + 17)
     path = file(pool, content)
-    pool.adopt("base.t.qcow2", path)
+    pool.adopt(BASE, path)
     assert not path.exists()
-    target = Path(pool.path("base.t.qcow2"))
+    target = Path(pool.path(BASE))
     assert target.read_bytes() == content
     session = os.environ["LIBVIRT_DEFAULT_URI"].endswith("/session")
     # A session's daemon is no root: it could not fill a file that it may not write.
     others = 0o022 if session and isinstance(pool, StreamPool) else 0o222
     assert target.stat().st_mode & others == 0, oct(target.stat().st_mode)
-    assert pool.stat("base.t.qcow2").size == len(content)
-    pool.adopt("base.t.qcow2", file(pool, b"another"))
+    assert pool.stat(BASE).size == len(content)
+    pool.adopt(BASE, file(pool, b"another"))
     assert target.read_bytes() == b"another"
 
 
@@ -146,42 +257,42 @@ def an_adopted_file_is_used_up_and_read_only(pool: AnyPool) -> None:
 def an_overlay_stands_on_its_base(pool: AnyPool) -> None:
     """It has the size asked for, and a backing format, so that nothing is guessed."""
     base(pool)
-    pool.overlay("overlay.t.qcow2", "base.t.qcow2", 16 * MIB)
-    assert pool.capacity("overlay.t.qcow2") == 16 * MIB
-    text = info(pool, "overlay.t.qcow2")
-    assert f"backing file: {pool.path('base.t.qcow2')}" in text, text
+    pool.overlay(OVERLAY, BASE, 16 * MIB)
+    assert pool.capacity(OVERLAY) == 16 * MIB
+    text = info(pool, OVERLAY)
+    assert f"backing file: {pool.path(BASE)}" in text, text
     assert "backing file format: qcow2" in text, text
-    assert pool.capacity("base.t.qcow2") == 8 * MIB
+    assert pool.capacity(BASE) == 8 * MIB
 
 
 @check
 def an_overlay_is_never_made_over_another(pool: AnyPool) -> None:
     """A name that is taken, and a base that is not there, are errors."""
     base(pool)
-    refused(lambda: pool.overlay("overlay.t.qcow2", "base.none.qcow2", 16 * MIB), "")
-    assert "overlay.t.qcow2" not in pool.names()
+    refused(lambda: pool.overlay(OVERLAY, NO_BASE, 16 * MIB), "")
+    assert OVERLAY not in pool.names()
 
 
 @check
 def blank_disks_grow_and_are_renamed(pool: AnyPool) -> None:
     """A data disk is made, enlarged and renamed; its content goes along."""
-    pool.blank("scratch.t.qcow2", 8 * MIB)
-    assert pool.capacity("scratch.t.qcow2") == 8 * MIB
+    pool.blank(SCRATCH, 8 * MIB)
+    assert pool.capacity(SCRATCH) == 8 * MIB
     subprocess.run(
-        ["qemu-io", "-c", "write -P 0x5a 1M 64k", pool.path("scratch.t.qcow2")],
+        ["qemu-io", "-c", "write -P 0x5a 1M 64k", pool.path(SCRATCH)],
         check=True, timeout=60, capture_output=True,
     )  # fmt: skip
-    pool.grow("scratch.t.qcow2", 32 * MIB)
-    assert pool.capacity("scratch.t.qcow2") == 32 * MIB
-    pool.rename("scratch.t.qcow2", "data.t.qcow2")
-    assert "scratch.t.qcow2" not in pool.names()
-    assert pool.capacity("data.t.qcow2") == 32 * MIB
+    pool.grow(SCRATCH, 32 * MIB)
+    assert pool.capacity(SCRATCH) == 32 * MIB
+    pool.rename(SCRATCH, NEW)
+    assert SCRATCH not in pool.names()
+    assert pool.capacity(NEW) == 32 * MIB
     done = subprocess.run(
-        ["qemu-io", "-c", "read -P 0x5a 1M 64k", pool.path("data.t.qcow2")],
+        ["qemu-io", "-c", "read -P 0x5a 1M 64k", pool.path(NEW)],
         check=True, timeout=60, capture_output=True, text=True,
     )  # fmt: skip
     assert "verification failed" not in done.stdout, done.stdout
-    assert "backing file" not in info(pool, "data.t.qcow2")
+    assert "backing file" not in info(pool, NEW)
 
 
 def scribbled(pool: AnyPool, name: str) -> None:
@@ -222,9 +333,6 @@ def killed_rename(pool: AnyPool, old: str, new: str, step: int) -> bool:
     assert done.returncode in (0, -9), done.stderr
     pool.refresh()
     return done.returncode == -9
-
-
-OLD, NEW = "scratch.t.vm.d.1.qcow2", "data.t.vm.d.qcow2"
 
 
 @check
@@ -284,9 +392,9 @@ def half_a_copy_does_not_count(pool: AnyPool) -> None:
 @check
 def sparse_disks_stay_sparse(pool: AnyPool) -> None:
     """A large empty disk takes next to nothing."""
-    pool.blank("scratch.t.qcow2", 1024 * MIB)
-    assert pool.stat("scratch.t.qcow2").allocated < 2 * MIB
-    assert pool.capacity("scratch.t.qcow2") == 1024 * MIB
+    pool.blank(SCRATCH, 1024 * MIB)
+    assert pool.stat(SCRATCH).allocated < 2 * MIB
+    assert pool.capacity(SCRATCH) == 1024 * MIB
 
 
 @check
@@ -298,9 +406,9 @@ def staging_is_private_and_goes(pool: AnyPool) -> None:
         (directory / "disk").write_bytes(b"content")
         assert pool.names() == before
         assert pool.leftovers() == []
-        pool.adopt("base.t.qcow2", directory / "disk")
+        pool.adopt(BASE, directory / "disk")
     assert not directory.exists()
-    assert Path(pool.path("base.t.qcow2")).read_bytes() == b"content"
+    assert Path(pool.path(BASE)).read_bytes() == b"content"
 
 
 @check
@@ -337,18 +445,18 @@ def both_classes_see_the_same(pool: AnyPool) -> None:
     """What one writes the other lists and reads, once it looked again."""
     pool.write("manifest.t.v1.json", b"written")
     base(pool)
-    pool.overlay("overlay.t.qcow2", "base.t.qcow2", 16 * MIB)
+    pool.overlay(OVERLAY, BASE, 16 * MIB)
     pool.refresh()
     other_kind = "stream" if isinstance(pool, LocalPool) else "local"
     with opened(other_kind) as other:
         assert other.names() == pool.names()
-        assert other.path("x") == pool.path("x")
+        assert other.path(BASE) == pool.path(BASE)
         assert other.read("manifest.t.v1.json") == b"written"
-        assert other.capacity("overlay.t.qcow2") == 16 * MIB
-        other.delete("overlay.t.qcow2")
+        assert other.capacity(OVERLAY) == 16 * MIB
+        other.delete(OVERLAY)
         other.refresh()
     pool.refresh()
-    assert "overlay.t.qcow2" not in pool.names()
+    assert OVERLAY not in pool.names()
     assert pool.free() > 0
 
 

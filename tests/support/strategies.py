@@ -38,8 +38,9 @@ digests = st.from_regex(r"(blake3|sha256):[0-9a-f]{64}", fullmatch=True)
 macs = st.integers(0, 2**24 - 1).map(
     lambda number: f"52:54:00:{number >> 16:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
 )
-# Whatever XML 1.0 can carry in an attribute and come back as it was.
-texts = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc")), max_size=20)
+# Whatever is stored as it is: what XML 1.0 can carry in an attribute, and no control characters.
+texts = st.text(st.characters(min_codepoint=32, exclude_categories=("C", "Z")), max_size=20)
+keys = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
 ready = st.one_of(
     st.none(),
     st.builds(Ready, st.just("ssh"), timeout=st.integers(1, 3600)),
@@ -142,7 +143,7 @@ def records(draw: st.DrawFn, /, **given: Any) -> VmRecord:
             ).map(tuple),
             after=st.lists(names, max_size=3).map(tuple),
             ready=ready,
-            ssh_key=texts,
+            ssh_key=keys,
             fresh=st.booleans(),
             parents=st.lists(digests, max_size=3).map(tuple),
             warm=st.booleans(),
@@ -158,7 +159,8 @@ def records(draw: st.DrawFn, /, **given: Any) -> VmRecord:
     found = replace(found, overlay=overlay_volume(found.lab, found.name, mark))
     if any(disk.keep for disk in found.disks):
         return found  # no warm state holds a disk that is kept
-    return replace(found, frozen=draw(st.sampled_from(((), frozen_disks(found)))))
+    below = replace(found, overlay=overlay_volume(found.lab, found.name, "frozen"))
+    return replace(found, frozen=draw(st.sampled_from(((), frozen_disks(below)))))
 
 
 network_records = st.builds(NetworkRecord, names, names, modes, st.integers(0, 1000).map(_cidr))

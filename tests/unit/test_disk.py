@@ -16,6 +16,7 @@ from poclab.digest import file_digest
 from poclab.errors import PoclabError
 from poclab.formats import DiskInfo
 from poclab.formats.qcow2 import is_written
+from poclab.qcow2_header import backing_file, virtual_size
 from poclab.units import GIB, MIB, TIB
 
 
@@ -274,8 +275,8 @@ def test_a_name_is_never_a_protocol_or_an_option(
     disk.convert_to_qcow2(path, "qcow2", target)
     disk.check(target)
     assert sorted(x.name for x in tmp_path.iterdir()) == sorted(map(str, (path, overlay, target)))
-    assert disk.virtual_size(path) == disk.virtual_size(target) == 8 * MIB
-    assert disk.virtual_size(overlay) == 16 * MIB
+    assert virtual_size(path) == virtual_size(target) == 8 * MIB
+    assert virtual_size(overlay) == 16 * MIB
     # The overlay is readable only if QEMU finds the disk below under its strange name.
     qemu_img("check", "-f", "qcow2", tmp_path / overlay)
 
@@ -323,10 +324,10 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_resize_enlarges_and_never_shrinks(tmp_path: Path) -> None:
     path = qcow2(tmp_path / "a:b.qcow2", size="8M")
     disk.resize(path, 16 * MIB)
-    assert disk.virtual_size(path) == 16 * MIB
+    assert virtual_size(path) == 16 * MIB
     with pytest.raises(PoclabError, match="cannot be enlarged"):
         disk.resize(path, 4 * MIB)
-    assert disk.virtual_size(path) == 16 * MIB
+    assert virtual_size(path) == 16 * MIB
 
 
 def test_check_finds_damage(tmp_path: Path) -> None:
@@ -376,7 +377,7 @@ def test_a_copied_layer_has_all_above_its_base_and_nothing_of_it(
     before = file_digest(top)
     target = tmp_path / "layer.qcow2"
     disk.copy_layer(top, base, target)
-    assert disk.backing_file(target) == "base.qcow2"
+    assert backing_file(target) == "base.qcow2"
     qemu_img("compare", "-f", "qcow2", "-F", "qcow2", top, target)
     lengths = json.loads(
         subprocess.run(

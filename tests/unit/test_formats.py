@@ -12,6 +12,7 @@ import pytest
 from poclab import disk
 from poclab.errors import PoclabError
 from poclab.formats import DiskInfo
+from poclab.qcow2_header import virtual_size
 from poclab.units import MIB, TIB
 from tests.support import disks
 from tests.support.disks import descriptor_patched, footed, made, patched, qemu_img, raw
@@ -41,7 +42,7 @@ def test_takes(kind: str, tmp_path: Path) -> None:
     most = disk.largest_copy(found, path.stat().st_size)
     disk.convert_to_qcow2(path, found.format, target, at_most=most)
     qemu_img("compare", "-f", "raw", "-F", "qcow2", source, target)
-    assert disk.virtual_size(target) == found.virtual_size
+    assert virtual_size(target) == found.virtual_size
 
 
 def test_takes_a_stream_with_a_footer(tmp_path: Path) -> None:

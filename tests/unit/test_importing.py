@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poclab import images, output
+from poclab import images, importer, output
 from poclab.cli import context, importing
 from poclab.cli import image as commands
 from poclab.content import Guess
@@ -115,3 +115,10 @@ def test_imports_standard_input(
     version = Store(pool, "test:///importing").get(Ref("box", "v1"))
     assert version.profile is Profile.WINDOWS
     assert version.virtual_size == 8 * MIB
+
+
+@pytest.mark.parametrize("user", ["", "-oProxyCommand=x", "a\nb", "\x1b[31m", "x" * 300])
+def test_a_user_who_cannot_be_one_is_refused_first(pool: DirectoryPool, user: str) -> None:
+    wish = importer.Wish(Path("not there"), Profile.LINUX, user=user)
+    with pytest.raises(UsageError, match="invalid user name"):
+        importer.import_disk(Store(pool, "test:///importing"), Ref("a", "v1"), wish)

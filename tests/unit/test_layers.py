@@ -20,11 +20,12 @@ PACKAGE = ROOT / "poclab"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("names", "units", "config", "events", "beside", "files", "run"),
-    ("model",),
+    ("shapes", "volumes", "model", "qcow2_header"),
     ("schema",),
     (
         "virt",
         "manifest",
+        "chain",
         "warmstate",
         "marks",
         "parked",

@@ -12,8 +12,9 @@ from poclab.manifest import manifest_volume, seal
 from poclab.marking import check_mark, made_for
 from poclab.marks import Mark, Marked, Marks, Pending, decode, encode, mark_volume, place
 from poclab.model import Ref
-from tests.support import make
+from tests.support import make, strategies
 
+OVERLAYS = st.just("overlay.acme.vm1.00000001.qcow2")
 NAMES = st.from_regex(r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
 TAGS = st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,12}", fullmatch=True)
 REFS = st.builds(Ref, NAMES, TAGS)
@@ -21,11 +22,11 @@ MARKS = st.builds(
     Mark,
     lab=NAMES,
     name=TAGS,
-    created=st.text(),
-    by=st.text(),
-    message=st.text(),
-    vms=st.lists(st.builds(Marked, NAMES, REFS, st.text())).map(tuple),
-    pending=st.lists(st.builds(Pending, NAMES, REFS, st.text())).map(tuple),
+    created=st.just("2026-01-01T00:00:00Z"),
+    by=strategies.texts,
+    message=strategies.texts,
+    vms=st.lists(st.builds(Marked, NAMES, REFS, strategies.digests), max_size=5).map(tuple),
+    pending=st.lists(st.builds(Pending, NAMES, REFS, OVERLAYS), max_size=5).map(tuple),
 )
 
 

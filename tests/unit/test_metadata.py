@@ -70,12 +70,22 @@ def _version(number: int) -> tuple[Ref, str]:
     return ref, make.digest(ref)
 
 
-NASTY = "a\"b<c>&'d ]]> \N{RIGHT-TO-LEFT OVERRIDE} ключ"
+NASTY = "a\"b<c>&'d ]]> ключ"
 
 
 def test_markup_in_texts_stays_text() -> None:
     record = make.record(ssh_key=NASTY, history=(replace(make.record().history[0], by=NASTY),))
     assert metadata.vm_record(fromstring(metadata.text(metadata.vm_element(record)))) == record
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[31mred", "a\nb", "a\0b", "\udcff", "\N{RIGHT-TO-LEFT OVERRIDE}"]
+)
+def test_who_did_it_is_stored_plain(text: str) -> None:
+    record = make.record(history=(replace(make.record().history[0], by=f"ann{text}"),))
+    (line,) = metadata.vm_record(metadata.vm_element(record)).history
+    assert line.by.isprintable()
+    assert line.by.startswith("ann")
 
 
 def _edited(path: str, **attributes: str | None) -> Element:

@@ -114,6 +114,66 @@ def test_the_keys_of_listings_are_a_promise(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+# Escape sequences (a colour, a cleared screen, a window's title), a return, a tab, marks that turn
+# the direction of writing, and a byte that is not UTF-8, as file names bring it.
+HOSTILE = "a\x1b[31mb\x1b[2J\x1b]0;title\x07\r\n\tc\u202ed\udcffe\x00"
+PLAIN = "a?[31mb?[2J?]0;title? c?d?e?"
+
+
+def test_a_table_shows_nothing_that_a_terminal_acts_on(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Format.TABLE, [Row(HOSTILE, HOSTILE, 1)])
+    heading, row = capsys.readouterr().out.splitlines()
+    assert row.split("  ") == [PLAIN, PLAIN, "1 B"]
+    assert heading.startswith("NAME")
+    show(Format.NAME, [Row(HOSTILE, "", 1)])
+    assert capsys.readouterr().out == f"{PLAIN}\n"
+
+
+def test_json_and_yaml_are_exact_and_ascii(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Format.JSON, [Row(HOSTILE, "é", 1)])
+    text = capsys.readouterr().out
+    assert json.loads(text) == [{"name": HOSTILE, "tag": "é", "size": 1}]
+    assert text.replace("\n", "").isprintable()
+    assert text.isascii()
+    show(Format.YAML, [Row(HOSTILE.replace("\udcff", ""), "é", 1)])
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)[0]["name"] == HOSTILE.replace("\udcff", "")
+    assert text.replace("\n", "").isprintable()
+    assert text.isascii()
+
+
+def test_a_message_keeps_its_lines_and_loses_what_a_terminal_acts_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output.show_error(PoclabError("x\x1b[1mx", why="a  b\rc", fix="d\u202e"))
+    output.tell("  one\n  two\x07")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: x?[1mx", "why: a  b?c", "fix: d?", "  one", "  two?"]
+
+
+def test_events_lose_what_a_terminal_acts_on() -> None:
+    lines = reported(
+        Event("note", "a\x1b[2Jb"),
+        Event("progress", "c\x1b[2Jd"),
+        Event("step", "e", {"file": "f\x1bg"}),
+        verbose=True,
+    )
+    assert lines[0] == "a?[2Jb"
+    assert all(line.isprintable() for line in lines)
+
+
+def test_an_encoding_that_lacks_a_letter_is_no_reason_to_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stdout", stream)
+    output.accept_any_text()
+    show(Format.TABLE, [Row("é", "\N{SNOWMAN}", 1)])
+    stream.flush()
+    assert raw.getvalue().splitlines()[1].split() == [b"\\xe9", b"\\u2603", b"1", b"B"]
+
+
 def test_a_version_in_place_is_shown_beside_that_of_the_disk() -> None:
     row = VmRow("l", "v", "running", "a:1", "d", "", "yes", None, "a:1", None, None, "", "a:3")
     assert row.runs == "a:1 -> 3 in place"

@@ -21,6 +21,7 @@ from poclab.virt.errors import GoneError
 from tests.support import make, strategies
 
 OLD, NEW, OTHER = (f"0000000{number}" for number in (1, 2, 3))
+BASE = f"base.{'a' * 64}.qcow2"
 YEARS = st.datetimes(datetime(2000, 1, 1), datetime(9999, 1, 1))
 TIMES = YEARS.map(lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ"))
 
@@ -146,18 +147,22 @@ def test_a_manifest_without_its_disk_is_garbage() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{}", seal({"format": 2})])
 def test_of_a_manifest_that_does_not_tell_nothing_goes(content: bytes) -> None:
-    names = ("scratch.acme.vm1.data.00000009.qcow2", "base.aa.qcow2")
+    names = ("scratch.acme.vm1.data.00000009.qcow2", BASE)
     pool = Pool(item(), more=dict.fromkeys(names, b""))
     pool.content[item().manifest] = content
     lot = pool.lot
     assert lot.kept([]) == []
     assert garbage("acme", pool.names(), [], held=lot.held([])) == []
-    assert "base.aa.qcow2" in lot.bases([])
+    assert BASE in lot.bases([])
     newer = b"2" in content
-    assert lot.damaged([]) == ([] if newer else [item().manifest])
+    assert damaged(lot) == ([] if newer else [item().manifest])
     # One that was cut short as it was written: the VM was not taken off yet.
     here = [vm(OLD, live=OLD)]
     assert item().manifest in garbage("acme", pool.names(), here, held=lot.held(here))
+
+
+def damaged(lot: Lot) -> list[str]:
+    return [lost.manifest for lost in lot.damaged([])]
 
 
 def test_a_manifest_of_another_name_does_not_count() -> None:
@@ -165,9 +170,9 @@ def test_a_manifest_of_another_name_does_not_count() -> None:
     pool.content[item(NEW).manifest] = encode(item())
     pool.content[item(NEW).record.overlay] = b""
     assert pool.lot.kept([]) == [item()]
-    assert pool.lot.damaged([]) == [item(NEW).manifest]
+    assert damaged(pool.lot) == [item(NEW).manifest]
     pool.content["parked.acme.strange"] = b""
-    assert pool.lot.damaged([]) == [item(NEW).manifest]
+    assert damaged(pool.lot) == [item(NEW).manifest]
 
 
 def test_manifests_go_last_and_that_of_the_disk_the_vm_is_on_after_all_others() -> None:

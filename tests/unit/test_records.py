@@ -181,11 +181,19 @@ def hosts(draw: st.DrawFn) -> tuple[list[ObservedVm], list[str], list[str]]:
     strays = draw(
         st.lists(
             st.builds(
-                "{}.{}.{}.{}.qcow2".format,
-                st.sampled_from(["overlay", "scratch", "data", "base", "manifest"]),
+                str.format,
+                st.sampled_from(
+                    [
+                        "overlay.{0}.{1}.{3}.qcow2",
+                        "scratch.{0}.{1}.{2}.{3}.qcow2",
+                        "data.{0}.{1}.{2}.qcow2",
+                        "manifest.{1}.{2}.json",
+                    ]
+                ),
                 st.sampled_from(LABS),
                 strategies.names,
                 strategies.names,
+                st.sampled_from(["00000001", "0000000a-0000000b"]),
             ),
             max_size=6,
         )

@@ -21,7 +21,7 @@ class Looks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *vms: ObservedVm) -> None:
         self.asked: list[str] = []
         monkeypatch.setattr(status, "_stored", lambda *_: None)  # as of a store that is not there
-        self.host = cast(Host, SimpleNamespace(session=False, vms=lambda: vms))
+        self.host = cast(Host, SimpleNamespace(session=False, vms=lambda: vms, damaged_domains={}))
 
         def glance(_: Host, record: VmRecord) -> bool | None:
             self.asked.append(record.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poclab.disk import backing_file
+from poclab.qcow2_header import backing_file
 from poclab.virt.usage import Usage, named_files, sources
 
 DOMAIN = """

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poclab.disk import Head, read_head
 from poclab.manifest import base_volume, manifest_volume, ref_of
 from poclab.model import Origin, Ref, Version
+from poclab.qcow2_header import Head, read_head
 from poclab.store import Stored
 from poclab.verify import Content, advice, broken_manifest, fault, read
 from tests.support import b3sum, make, strategies
