@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from poclab import config, container, disk, events, lock
+from poclab import config, container, disk, events, inspection, lock
 from poclab.builders.base import Builder, BuildRequest
 from poclab.builders.choose import AUTO, builder_for, named
 from poclab.builders.choose import NAMES as BUILDERS
@@ -273,7 +273,7 @@ def verified_size(path: Path) -> int:
     Raises:
         PoclabError: it is no sound qcow2 file of its own, or has no GPT.
     """
-    info = disk.inspect(path, "qcow2")
+    info = inspection.inspect_file(path, "qcow2")
     disk.check(path)
     # UEFI 2.10, 5.3.2: the GPT's header is the second sector and begins with this signature.
     if _head(path)[512:520] != b"EFI PART":

@@ -128,12 +128,14 @@ class Digesting:
     """Digests of one file that a thread computes.
 
     Attributes:
-        path: the file.
+        file: the file, or a descriptor of it, which stays open.
         wanted: what to compute.
+        name: what to call it in messages.
     """
 
-    path: Path
+    file: Path | int
     wanted: tuple[Wanted, ...]
+    name: str
     _results: list[str] = field(default_factory=list)
     _failed: list[OSError] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -151,9 +153,7 @@ class Digesting:
             if thread.is_alive():
                 events.progress("digest", self._done, self._total)
         if self._failed:
-            raise PoclabError(
-                f"{shown(self.path.name, 200)} cannot be read", why=f"{self._failed[0].strerror}"
-            )
+            raise PoclabError(f"{self.name} cannot be read", why=f"{self._failed[0].strerror}")
         return self._results
 
     def stop(self) -> None:
@@ -171,7 +171,7 @@ class Digesting:
         if not self.wanted:
             return
         states = [begun(one.algorithm) for one in self.wanted]
-        with self.path.open("rb", buffering=0) as file:
+        with open(self.file, "rb", buffering=0, closefd=isinstance(self.file, Path)) as file:
             self._total = os.fstat(file.fileno()).st_size
             for offset, piece in pieces(file.fileno()):
                 if self._stop.is_set():
@@ -200,9 +200,15 @@ class Running:
 
 
 @contextmanager
-def computing(path: Path, *wanted: Wanted) -> Iterator[Running]:
-    """Compute digests of a file while the block runs; leaving the block early ends it."""
-    digesting = Digesting(path, wanted)
+def computing(file: Path | int, *wanted: Wanted, name: str = "") -> Iterator[Running]:
+    """Compute digests of a file while the block runs; leaving the block early ends it.
+
+    Args:
+        file: the file, or a descriptor of it, which stays open.
+        wanted: what to compute.
+        name: what to call the file in messages; its own name when left out.
+    """
+    digesting = Digesting(file, wanted, name or shown(Path(str(file)).name, 200))
     thread = threading.Thread(target=digesting.work, name="digest", daemon=True)
     thread.start()
     try:

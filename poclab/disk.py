@@ -1,8 +1,6 @@
-"""Disk files: what a stranger's file is, and what qemu-img does for poclab.
+"""Disk files of poclab's own, and what qemu-img does with them.
 
-A disk from outside is hostile until shown otherwise: its header may name other files that
-QEMU would open. So the header is read first (`poclab.formats`), and only a file that stands
-alone ever reaches qemu-img, always as one given format (no probing) and under resource limits.
+What comes from elsewhere is `poclab.inspection`'s.
 
 Paths are handed to qemu-img absolute: block.c's path_has_protocol() looks for a `:` before
 the first `/`, and `json:` counts at the very beginning only, so a path that begins with `/`
@@ -12,88 +10,24 @@ is a path and nothing else.
 from __future__ import annotations
 
 import json
-import re
-import resource
-import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from poclab import events
+from poclab import qemuimg
 from poclab.errors import PoclabError
-from poclab.files import writing_out
+from poclab.inspection import CHECK_LIMITS, refuse_damaged
 from poclab.names import shown
 from poclab.qcow2_header import backing_file
+from poclab.qemuimg import HOURS as _HOURS
+from poclab.qemuimg import plain as _plain
+from poclab.qemuimg import reason as _reason
 from poclab.run import CommandFailed, runner
-from poclab.units import GIB, MIB, format_size
 
-if TYPE_CHECKING:
-    from poclab.formats import DiskInfo, Part
-
-_INFO_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 30}
-# A check walks all of the metadata: 1 GiB holds the reference counts of about 30 TiB of data.
-_CHECK_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 600}
-# Address space: buffers, thread stacks and the tables, which the readers have bounded.
-_CONVERT_MEMORY = 2 * GIB
 _UNCHECKED = 1  # qemu-img(1): the check was not completed because of internal errors
-_HOURS = 6 * 3600.0
 _SECTOR = 512
 
 
-# --- inspection -------------------------------------------------------------------------
-
-
-def inspect(
-    path: Path, expected: str | None = None, *, part: Part | None = None, name: str = ""
-) -> DiskInfo:
-    """Find out what a disk file is, without letting it reach any other file.
-
-    A raw file has no signature of its own. It is taken for a disk when it has an MBR or a
-    GPT, or when the caller says `expected="raw"`; a size that is no multiple of 512 is
-    rounded up, as QEMU does.
-
-    Args:
-        path: the file.
-        expected: QEMU's name of a format to insist on.
-        part: where in the file the disk is, when it is not the whole file.
-        name: what to call it in messages, instead of the file's name.
-
-    Raises:
-        PoclabError: it is no file, no disk, a format poclab does not take, damaged, or it
-            refers to another file.
-    """
-    from poclab.formats import opened, read  # a reset makes overlays, and needs none of it
-
-    name = shown(name or path.name, 200)
-    with opened(path, name, part) as window:
-        found = read(window, expected)
-    _agree(path, found, name, part)
-    return found
-
-
-def _agree(path: Path, found: DiskInfo, name: str, part: Part | None) -> None:
-    """Have qemu-img read the file too: it must see the same disk, standing alone and whole."""
-    argv = ["qemu-img", "info", "--output=json", *_reading(path, found.format, part)]
-    result = runner().run(argv, check=False, timeout=120, limits=_INFO_LIMITS)
-    if result.code != 0:
-        raise _refused(name, f"qemu-img cannot read it: {_reason(result.last_line)}")
-    info = json.loads(result.stdout)
-    details = info.get("format-specific", {}).get("data", {})
-    if (
-        info.get("backing-filename")
-        or details.get("data-file")
-        or info.get("encrypted")
-        or len(details.get("extents", [])) > 1
-    ):
-        raise _refused(name, "it refers to another file or is encrypted")
-    if info["virtual-size"] != found.virtual_size:
-        raise _refused(name, f"its size is unclear: {found.virtual_size} or {info['virtual-size']}")
-    if found.format in _CHECKED:
-        _check(path, found.format, part, name)
-
-
-# Formats whose metadata qemu-img can check; the readers of poclab.formats check vpc's.
-_CHECKED = ("qcow2", "vmdk", "vdi", "vhdx")
+# --- reading -------------------------------------------------------------------------------
 
 
 def check(path: Path) -> None:
@@ -102,45 +36,12 @@ def check(path: Path) -> None:
     Raises:
         PoclabError: it is damaged or truncated, or another program holds it.
     """
-    _check(path, "qcow2", None, shown(path.name, 200), ours=True)
-
-
-def _check(path: Path, form: str, part: Part | None, name: str, *, ours: bool = False) -> None:
-    argv = ["qemu-img", "check", *_reading(path, form, part)]
-    result = runner().run(argv, check=False, timeout=1200, limits=_CHECK_LIMITS)
-    # qemu-img(1): 0 fine, 2 corrupt, 3 leaked clusters, which waste space and harm nothing.
-    if result.code not in (0, 3):
-        lines = (result.stdout + result.stderr).splitlines()
-        why = next((x for x in lines if x.startswith("ERROR")), result.last_line)
-        fix = f", or try: qemu-img check -r all -f {form} FILE" if form == "qcow2" else ""
-        if result.code == _UNCHECKED and ours:
-            raise PoclabError(f"{name} cannot be checked", why=_reason(result.last_line))
-        raise PoclabError(f"{name} is damaged", why=_reason(why), fix=f"copy it again{fix}")
-
-
-def _refused(name: str, why: str) -> PoclabError:
-    return PoclabError(f"{name} is not a disk poclab takes", why=why)
-
-
-def _reading(path: Path, form: str, part: Part | None) -> list[str]:
-    """The arguments with which qemu-img reads a disk as the one format it has."""
-    if part is None and form != "vpc":
-        return ["-f", form, _plain(path)]
-    options = {"driver": form}
-    if form == "vpc":
-        # Without this QEMU goes by the geometry for some programs' disks, and cuts their end.
-        options["force_size_calc"] = "current_size"
-    below = "file."
-    if part is not None:
-        options |= {
-            "file.driver": "raw",
-            "file.offset": str(part.offset),
-            "file.size": str(part.size),
-        }
-        below = "file.file."
-    options |= {f"{below}driver": "file", f"{below}filename": _plain(path)}
-    # QEMU's option syntax: a comma in a value is written twice.
-    return ["--image-opts", ",".join(f"{k}={v.replace(',', ',,')}" for k, v in options.items())]
+    name = shown(path.name, 200)
+    argv = ["qemu-img", "check", "-f", "qcow2", _plain(path)]
+    result = runner().run(argv, check=False, timeout=1200, limits=CHECK_LIMITS)
+    if result.code == _UNCHECKED:
+        raise PoclabError(f"{name} cannot be checked", why=_reason(result.last_line))
+    refuse_damaged(name, "qcow2", result.code, result.stdout + result.stderr)
 
 
 def read_sectors(path: Path, sector: int, count: int) -> bytes:
@@ -168,58 +69,23 @@ def read_sectors(path: Path, sector: int, count: int) -> bytes:
 
 
 def convert_to_qcow2(
-    source: Path,
-    source_format: str,
-    target: Path,
-    *,
-    part: Part | None = None,
-    at_most: int | None = None,
-    backing: Path | None = None,
+    source: Path, source_format: str, target: Path, *, backing: Path | None = None
 ) -> None:
-    """Copy a disk into a new qcow2 file: sparse, uncompressed, without internal snapshots.
-
-    Progress is told as events. The target is removed again when anything goes wrong.
+    """Copy a disk of poclab's own into a new qcow2 file; see `qemuimg.convert`.
 
     Args:
-        source: an inspected disk.
+        source: the disk, with whatever it stands on.
         source_format: QEMU's name of its format.
         target: the file to make; must not exist.
-        part: where in the source the disk is, when it is not the whole file.
-        at_most: bytes the target may have, for a source that is not trusted; qemu-img's
-            memory is limited as well then.
         backing: the qcow2 disk that the source stands on directly, for a copy that stands on
             it too and holds no more than the source itself.
 
     Raises:
-        PoclabError: qemu-img failed, or the target exists.
+        PoclabError: if qemu-img fails, the target exists, or there is no room for it.
     """
-    if target.exists():
-        raise PoclabError(f"{target} exists already")
-    argv = ["qemu-img", "convert", "-p", "-O", "qcow2", "-o", "compat=1.1"]
-    if backing is not None:
-        argv += ["-B", _plain(backing), "-F", "qcow2"]
-    argv += [*_reading(source, source_format, part), _plain(target)]
-    if at_most is not None:
-        # prlimit(1), not limits set between fork and exec: other threads may run here.
-        # No core: the name of a core file is not ours to clean up.
-        argv = ["prlimit", f"--as={_CONVERT_MEMORY}", f"--fsize={at_most}", "--core=0", *argv]
-    last = [""]
-
-    def line(text: str) -> None:
-        match = _PERCENT.search(text)
-        if match:
-            events.progress("convert", float(match[1]), 100.0)
-        elif text.strip():
-            last[0] = text.strip()
-
-    try:
-        with writing_out(target):
-            code = runner().stream(argv, line, timeout=_HOURS, env={"MALLOC_ARENA_MAX": "4"})
-        if code != 0:
-            raise _convert_error(source, target, code, last[0], at_most)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
+    below = [] if backing is None else ["-B", _plain(backing), "-F", "qcow2"]
+    name = shown(source.name, 200)
+    qemuimg.convert([*below, "-f", source_format, _plain(source)], target, name)
 
 
 def copy_layer(source: Path, base: Path, target: Path) -> None:
@@ -286,41 +152,12 @@ def is_blank(path: Path) -> bool:
     Raises:
         PoclabError: it is damaged.
     """
-    argv = ["qemu-img", "check", "--output=json", *_reading(path, "qcow2", None)]
-    result = runner().run(argv, check=False, timeout=1200, limits=_CHECK_LIMITS)
+    argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", _plain(path)]
+    result = runner().run(argv, check=False, timeout=1200, limits=CHECK_LIMITS)
     if result.code not in (0, 3):
         raise PoclabError(f"{shown(path.name, 200)} is damaged", why=_reason(result.last_line))
     # ImageCheck in qapi/block-core.json: left out when there is none.
     return not json.loads(result.stdout).get("allocated-clusters")
-
-
-def _convert_error(
-    source: Path, target: Path, code: int, text: str, at_most: int | None
-) -> PoclabError:
-    why, fix = _reason(text) or f"exit status {code}", ""
-    if code == -signal.SIGXFSZ or "File too large" in text:
-        why = f"it would become larger than the {format_size(at_most or 0)} that it can hold"
-    elif "No space left" in text:
-        fix = f"make room in {target.parent}"
-    return PoclabError(f"{shown(source.name, 200)} cannot be converted", why=why, fix=fix)
-
-
-def largest_copy(found: DiskInfo, stored: int) -> int:
-    """Bytes that a qcow2 copy of an honest disk has at most.
-
-    Data that is not packed is in the copy once at most; tables that name the same data many
-    times would fill the pool.
-
-    Args:
-        found: the disk.
-        stored: bytes of its file.
-    """
-    most = found.virtual_size if found.packed else min(found.virtual_size, stored)
-    # qcow2's own tables: 8 bytes a cluster of 64 KiB for its place and 2 for its use.
-    return most + most // 4096 + found.virtual_size // 4096 + 16 * MIB
-
-
-_PERCENT = re.compile(r"\(([0-9.]+)/100%\)")
 
 
 def create_empty(path: Path, size: int) -> None:
@@ -388,13 +225,3 @@ def _create(path: Path, options: list[str], size: int | None) -> None:
 def _room(path: Path, text: str) -> str:
     """What to do about a disk that is full, where a message is about that."""
     return f"make room in {path.absolute().parent}" if "No space left" in text else ""
-
-
-def _plain(path: Path) -> str:
-    """A path that qemu-img takes for a path, whatever characters it has."""
-    return str(path.absolute())
-
-
-def _reason(text: str) -> str:
-    """The end of a qemu-img message: what is wrong, without the program and the file."""
-    return text.removeprefix("qemu-img: ").strip()[:300]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from poclab import content, digest, disk, events
+from poclab import content, digest, disk, events, inspection, room, sourcefile
 from poclab.content import Guess
 from poclab.errors import PoclabError, UsageError
 from poclab.files import sync
-from poclab.formats import DiskInfo, Part, detect, opened
+from poclab.formats import DiskInfo, Window, detect, read
 from poclab.model import Origin, Profile, Ref, Version
 from poclab.names import is_user, shown
+from poclab.sourcefile import Source
 from poclab.spool import DEFAULT_LIMIT, NAME, spool
-from poclab.units import GIB, format_size
+from poclab.units import GIB
 
 if TYPE_CHECKING:
     from poclab.ova import Digest
@@ -66,23 +67,23 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Found:
     """A file that has been looked at.
 
     Attributes:
-        file: the file that is read.
+        source: the file.
         name: what to call it.
         disk: what disk it is.
-        part: where in the file the disk is, for an OVA.
-        member: the disk's name in the OVA.
+        window: where in the file the disk is.
+        member: the disk's name in an OVA.
         digests: what the OVA's manifest says.
         system: the operating system by the OVA's description.
     """
 
-    file: Path
+    source: Source
     name: str
     disk: DiskInfo
-    part: Part | None = None
+    window: Window
     member: str = ""
     digests: tuple[Digest, ...] = ()
     system: str = ""
@@ -120,64 +121,75 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
         )
     store.refuse_existing(ref)
     with ExitStack() as stack:
+        known = None
         if isinstance(wish.source, Path):
-            source, known = _look(wish.source, wish.source.name, wish), None
+            name = wish.source.name
+            file = stack.enter_context(sourcefile.opening(wish.source, shown(name, 200)))
+            found = _look(file, name, wish)
             work = stack.enter_context(store.workdir())
-            _check_room(source, work)
+            if file.foreign:
+                found = _look(_private(file, work, stack), name, wish)
+            _check_room(found, work)
         else:
             work = stack.enter_context(store.workdir())
-            file = work / "input"
             events.step("read standard input")
             known = spool(
                 wish.source,
-                file,
+                work / "input",
                 limit=wish.size_limit,
-                raw=wish.format == "raw",
+                expected=FORMATS[wish.format] if wish.format else None,
                 like=wanted or digest.DISKS,
             )
             _compare(NAME, known, wanted)
-            source = _look(file, NAME, wish)
+            file = stack.enter_context(sourcefile.opening(work / "input", NAME))
+            found = _look(file, NAME, wish)
+        inspection.agree(found.window, found.disk)
         target = work / "disk.qcow2"
-        found, made = _convert(source, target, wanted, known)
-        profile, how = _profile(target, source.system, wish)
-        inputs = {"format": source.disk.format, "profile": how}
-        if source.member:
-            inputs["disk"] = source.member
+        identity, made = _convert(found, target, wanted, known)
+        profile, how = _profile(target, found.system, wish)
+        inputs = {"format": found.disk.format, "profile": how}
+        if found.member:
+            inputs["disk"] = found.member
         events.step("publish", version=str(ref))
         return store.publish(
             ref,
             target,
-            virtual_size=source.disk.virtual_size,
+            virtual_size=found.disk.virtual_size,
             profile=profile,
-            origin=Origin("imported", source=source.name, digest=found, inputs=inputs),
+            origin=Origin("imported", source=found.name, digest=identity, inputs=inputs),
             user=wish.user,
             digest=made,
         )
 
 
-def _look(file: Path, name: str, wish: Wish) -> _Source:
-    """Find out what the file is, without letting it reach any other file."""
-    events.step("inspect", file=str(file))
+def _look(file: Source, name: str, wish: Wish) -> _Found:
+    """Find out what a file is by its bytes; no other program sees it yet."""
+    events.step("inspect", file=name)
     form = FORMATS[wish.format] if wish.format else None
-    with opened(file, shown(name, 200)) as window:
-        kind = detect(window)
+    window = file.window
+    kind = detect(window)
     if kind == "tar" and form in (None, "ova"):
         from poclab import ova
 
-        package = ova.look(file, wish.disk, name=name)
-        part, member = package.disk.part, package.disk.name
-        inside = disk.inspect(file, part=part, name=f"{name}: {member}")
-        return _Source(file, name, inside, part, member, package.digests, package.system)
+        package = ova.look(window, wish.disk)
+        member = package.disk.name
+        inside = window.part(package.disk.part, shown(f"{name}: {member}", 200))
+        return _Found(file, name, read(inside), inside, member, package.digests, package.system)
     if form == "ova":
-        raise PoclabError(f"{shown(name, 200)} is no OVA", why="it is no tar archive")
+        raise PoclabError(f"{window.name} is no OVA", why="it is no tar archive")
     if wish.disk is not None:
-        raise UsageError("--disk chooses a disk of an OVA", why=f"{shown(name, 200)} is none")
-    return _Source(file, name, disk.inspect(file, form, name=name))
+        raise UsageError("--disk chooses a disk of an OVA", why=f"{window.name} is none")
+    return _Found(file, name, read(window, form), window)
 
 
-def _convert(
-    source: _Source, target: Path, wanted: str | None, known: str | None
-) -> tuple[str, str]:
+def _private(file: Source, work: Path, stack: ExitStack) -> Source:
+    """A copy of a file that another user could write to while it is checked and converted."""
+    events.step("copy the file", file=file.window.name)
+    sourcefile.copied(file, work / "input", place=work.parent)
+    return stack.enter_context(sourcefile.opening(work / "input", file.window.name))
+
+
+def _convert(found: _Found, target: Path, wanted: str | None, known: str | None) -> tuple[str, str]:
     """Make the qcow2 file and give the source's digest and its own.
 
     The source is digested while it is converted, and what is left of that while the copy is. Its
@@ -185,58 +197,48 @@ def _convert(
     disk: a digest has no way around the zeros that a hole stands for.
 
     Args:
-        source: what to convert.
+        found: what to convert.
         target: the file to make.
         wanted: the digest the file must have, if any.
         known: its digest if that was computed before.
     """
-    before = _identity(source.file)
-    whole = known is None and (wanted is not None or _is_mostly_data(source.file))
+    window = found.source.window
+    whole = known is None and (wanted is not None or _is_mostly_data(window))
     algorithm = digest.algorithm(wanted or digest.DISKS)
     asked = [digest.Wanted(algorithm)] if whole else []
     asked += [
-        digest.Wanted(one.algorithm, one.member.offset, one.member.size) for one in source.digests
+        digest.Wanted(one.algorithm, one.member.offset, one.member.size) for one in found.digests
     ]
-    events.step("convert to qcow2", file=str(source.file))
+    events.step("convert to qcow2", file=window.name)
     with ExitStack() as stack:
-        running = stack.enter_context(digest.computing(source.file, *asked))
-        stored = source.part.size if source.part else before[2]
-        disk.convert_to_qcow2(
-            source.file.absolute(),
-            source.disk.format,
-            target,
-            part=source.part,
-            at_most=disk.largest_copy(source.disk, stored),
-        )
-        events.step("digest", file=str(source.file))
+        reading = digest.computing(window.descriptor, *asked, name=window.name)
+        running = stack.enter_context(reading)
+        inspection.copy(found.window, found.disk, target)
+        events.step("digest", file=window.name)
         made = stack.enter_context(digest.computing(target, digest.Wanted(digest.DISKS)))
         sync(target)  # the pool does so at last; here it goes on beside the digest
         results = running.results()
-        if _identity(source.file) != before:
-            raise PoclabError(
-                f"{shown(source.name, 200)} changed while it was read",
-                fix="stop the VM or the download that writes to it, then import it again",
-            )
-        found = f"{algorithm}:{results.pop(0)}" if whole else known or ""
-        _compare(source.name, found, wanted)
-        _compare_members(source, results)
+        found.source.check_unchanged()
+        identity = f"{algorithm}:{results.pop(0)}" if whole else known or ""
+        _compare(found.name, identity, wanted)
+        _compare_members(found, results)
         disk.check(target)
-        return found, f"{digest.DISKS}:{made.results()[0]}"
+        return identity, f"{digest.DISKS}:{made.results()[0]}"
 
 
-def _compare_members(source: _Source, results: list[str]) -> None:
-    for one, result in zip(source.digests, results, strict=True):
+def _compare_members(found: _Found, results: list[str]) -> None:
+    for one, result in zip(found.digests, results, strict=True):
         if result != one.value:
             raise PoclabError(
-                f"{shown(one.member.name)} in {shown(source.name, 200)} is damaged",
+                f"{shown(one.member.name)} in {shown(found.name, 200)} is damaged",
                 why=f"its {one.algorithm} is not what the manifest says",
                 fix="download it again",
             )
 
 
-def _is_mostly_data(file: Path) -> bool:
+def _is_mostly_data(window: Window) -> bool:
     """Whether a file has more data than holes, or few of these."""
-    found = file.stat()
+    found = os.fstat(window.descriptor)
     return found.st_size - found.st_blocks * 512 <= max(found.st_blocks * 512, GIB)
 
 
@@ -274,20 +276,8 @@ def _wanted_digest(text: str | None) -> str | None:
     return f"{match[1] or 'sha256'}:{match[2].lower()}"
 
 
-def _identity(file: Path) -> tuple[int, int, int, int]:
-    """What changes when a file is replaced or written to."""
-    found = file.stat()
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def _check_room(source: _Source, work: Path) -> None:
-    found = source.file.stat()
+def _check_room(found: _Found, work: Path) -> None:
     # st_blocks: what is stored, holes left out.
-    needed = min(found.st_blocks * 512, source.part.size if source.part else found.st_size)
-    free = shutil.disk_usage(work).free
-    if free < needed:
-        raise PoclabError(
-            f"there is no room for {shown(source.name, 200)}",
-            why=f"{work.parent} has {format_size(free)}, it may take {format_size(needed)}",
-            fix="make room there: poclab image rm, or another pool",
-        )
+    stored = os.fstat(found.window.descriptor).st_blocks * 512
+    needed = max(1, min(stored, found.window.size))
+    room.check(work, shown(found.name, 200), needed=needed, place=work.parent)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from poclab.errors import PoclabError, UsageError
-from poclab.formats.base import AGAIN, SECTOR, Part, Window, opened
+from poclab.formats.base import AGAIN, SECTOR, Part, Window
 from poclab.names import shown
 from poclab.tarwalk import TarError, TarReader
 from poclab.units import KIB, MIB
@@ -74,30 +74,28 @@ class Ova:
     system: str
 
 
-def look(path: Path, wanted: str | None = None, *, name: str = "") -> Ova:
+def look(window: Window, wanted: str | None = None) -> Ova:
     """Read an OVA's headers, its OVF and its manifest, and choose the disk.
 
     Args:
-        path: the archive.
+        window: the archive.
         wanted: the disk's file name or identifier; may be left out when there is one disk.
-        name: what to call it in messages, instead of the file's name.
 
     Raises:
         UsageError: there are several disks, or none of that name.
         PoclabError: it is no OVA, damaged, or holds what an OVA does not.
     """
-    with opened(path, shown(name or path.name, 200)) as window:
-        members = _members(window)
-        described = _only(window, members, ".ovf")
-        if described is None:
-            raise _refused(window, "it is a tar archive without an OVF, so it is no OVA")
-        root = _parse(window, described)
-        disk = _choose(window, members, _disks(window, root), wanted)
-        manifest = _only(window, members, ".mf")
-        digests: tuple[Digest, ...] = ()
-        if manifest is not None:
-            digests = _digests(window, members, manifest, (described, disk))
-        return Ova(disk, digests, _system(root))
+    members = _members(window)
+    described = _only(window, members, ".ovf")
+    if described is None:
+        raise _refused(window, "it is a tar archive without an OVF, so it is no OVA")
+    root = _parse(window, described)
+    disk = _choose(window, members, _disks(window, root), wanted)
+    manifest = _only(window, members, ".mf")
+    digests: tuple[Digest, ...] = ()
+    if manifest is not None:
+        digests = _digests(window, members, manifest, (described, disk))
+    return Ova(disk, digests, _system(root))
 
 
 def _refused(window: Window, why: str, fix: str = "") -> PoclabError:

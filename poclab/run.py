@@ -13,14 +13,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
 from typing import IO, NoReturn
 
 from poclab import events
+from poclab.beside import repeating
 from poclab.errors import PoclabError
+
+_LOOK_EVERY = 0.2  # seconds between two looks of `Runner.stream`'s watch
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Runner:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         limits: Mapping[int, int] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> Result:
         """Run a command to its end and capture what it prints.
 
@@ -85,6 +89,7 @@ class Runner:
             env: variables added to the environment.
             cwd: the directory it runs in.
             limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
+            pass_fds: descriptors it gets, with the same numbers.
 
         Raises:
             PoclabError: the program is missing, or timed out.
@@ -104,6 +109,7 @@ class Runner:
                 cwd=cwd,
                 check=False,
                 preexec_fn=_limiter(limits),
+                pass_fds=pass_fds,
             )
         except FileNotFoundError as error:
             raise _missing(argv[0]) from error
@@ -126,6 +132,8 @@ class Runner:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         limits: Mapping[int, int] | None = None,
+        pass_fds: Sequence[int] = (),
+        watch: Callable[[], None] | None = None,
     ) -> int:
         """Run a long command, standard output and errors together, a line at a time.
 
@@ -137,6 +145,9 @@ class Runner:
             env: variables added to the environment.
             cwd: the directory it runs in.
             limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
+            pass_fds: descriptors it gets, with the same numbers.
+            watch: called again and again meanwhile; what it raises ends the process group, and
+                is raised.
 
         Returns:
             The exit status. On an exception (Ctrl-C included) the process group is ended first.
@@ -146,7 +157,16 @@ class Runner:
         """
         events.debug(f"run: {join(argv)}")
         output, both = subprocess.PIPE, subprocess.STDOUT
-        process = _started(argv, subprocess.DEVNULL, output, both, env=env, cwd=cwd, limits=limits)
+        process = _started(
+            argv,
+            subprocess.DEVNULL,
+            output,
+            both,
+            env=env,
+            cwd=cwd,
+            limits=limits,
+            pass_fds=pass_fds,
+        )
         timed_out = threading.Event()
 
         def expire() -> None:
@@ -157,8 +177,9 @@ class Runner:
         timer.start()
         try:
             assert process.stdout is not None
-            _pump(process.stdout, on_line, log)
-            code = process.wait()
+            with _watched(process, watch):
+                _pump(process.stdout, on_line, log)
+                code = process.wait()
         except BaseException:
             _end_group(process)
             raise
@@ -279,6 +300,7 @@ def _started(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     limits: Mapping[int, int] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a program; what its streams are is subprocess's to say."""
     try:
@@ -293,9 +315,27 @@ def _started(
             # have no terminal, and sudo remembers a password by terminal.
             process_group=0,
             preexec_fn=_limiter(limits),
+            pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
         raise _missing(argv[0]) from error
+
+
+@contextmanager
+def _watched(process: subprocess.Popen[bytes], watch: Callable[[], None] | None) -> Iterator[None]:
+    """Have a look at something while a process runs; what that raises ends its group."""
+
+    def look() -> None:
+        assert watch is not None
+        try:
+            watch()
+        except BaseException:
+            if process.returncode is None:
+                _end_group(process)
+            raise
+
+    with repeating(look, _LOOK_EVERY) if watch else nullcontext():
+        yield
 
 
 def _missing(program: str) -> PoclabError:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from poclab import events
+from poclab import events, room
 from poclab.digest import DISKS, Digester
 from poclab.errors import PoclabError
-from poclab.formats import detect, opened
+from poclab.formats import DRIVERS, detect, opened
 from poclab.formats.base import HEAD
-from poclab.formats.detect import refuse_wrapped
+from poclab.formats.detect import refuse_wrapped, wrong_format
 from poclab.sparse import write_sparse
-from poclab.units import GIB, MIB, TIB, format_size
+from poclab.units import MIB, TIB, format_size
 
 DEFAULT_LIMIT = TIB
 NAME = "standard input"
 _BLOCK = 64 * 1024  # what is left out when it is all zeros
-_SPARE = GIB  # what others on the pool's file system keep
 _ROOM_EVERY = 64 * MIB
 
 
@@ -29,7 +27,7 @@ def spool(
     target: Path,
     *,
     limit: int = DEFAULT_LIMIT,
-    raw: bool = False,
+    expected: str | None = None,
     like: str = DISKS,
 ) -> str:
     """Write a stream to a file, leaving out what is zeros, and give its digest.
@@ -40,7 +38,8 @@ def spool(
         source: the stream.
         target: the file to make; removing it is the caller's.
         limit: bytes the stream may have.
-        raw: whether the caller says that it is a raw disk, which may begin with anything.
+        expected: QEMU's name of the format it must have, or "ova"; only a disk that is called
+            "raw" or "vpc" may begin with anything.
         like: an algorithm, or a digest to compute another one like.
 
     Returns:
@@ -60,14 +59,14 @@ def spool(
                     fix="allow more with --size-limit",
                 )
             if done >= asked:
-                _check_room(target)
+                room.check(target.parent, NAME, place=target.parent.parent)
                 asked += _ROOM_EVERY
             digest.update(piece)
             _store(file.fileno(), piece, done)
             done += len(piece)
             if not looked and done >= HEAD:
                 os.ftruncate(file.fileno(), done)
-                _look(target, raw)
+                _look(target, expected)
                 looked = True
             events.progress("reading the disk", done, None)
         os.ftruncate(file.fileno(), done)
@@ -77,7 +76,7 @@ def spool(
 
 
 def _pieces(source: BinaryIO) -> Iterator[bytes]:
-    """The stream in pieces of 1 MiB, the last one shorter; a pipe gives 64 KiB at a time."""
+    """Read the stream in pieces of 1 MiB, the last one shorter; a pipe gives 64 KiB at a time."""
     while True:
         piece = source.read(MIB)
         if not piece:
@@ -94,18 +93,22 @@ def _store(descriptor: int, piece: bytes, offset: int) -> None:
         ) from error
 
 
-def _check_room(target: Path) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < _SPARE:
-        raise PoclabError(
-            f"there is no room for {NAME}",
-            why=f"{target.parent.parent} has {format_size(free)} left",
-            fix="make room there: poclab image rm, or another pool",
-        )
+def _look(target: Path, expected: str | None) -> None:
+    """Refuse at its beginning what nothing that follows can make a disk.
 
-
-def _look(target: Path, raw: bool) -> None:
+    Raises:
+        PoclabError: if it is none, or not what is expected.
+    """
     with opened(target, NAME) as window:
         kind = detect(window, whole=False)
-        if kind == "raw" and not raw:
+        driver = DRIVERS.get(kind, "ova")
+        if expected == "vpc" and driver == "raw":
+            return  # a fixed VHD is a raw disk with a footer, which may still come
+        if kind == "raw" and expected is None:
             refuse_wrapped(window)
+            raise window.refused(
+                "it has no partition table, and begins like no other disk",
+                "if it is a disk all the same, say --format raw (or vhd, for a fixed VHD)",
+            )
+        if expected not in (None, driver):
+            raise wrong_format(window, kind, expected)

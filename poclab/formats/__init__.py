@@ -63,4 +63,5 @@ def _raw(window: Window, kind: str, expected: str | None) -> DiskInfo:
         why = "; ".join(violations("gpt", window).values())
     if why and expected != "raw":
         raise window.refused(why, "if it is a raw disk all the same, say --format raw")
-    return DiskInfo("raw", window.check_size(-(-window.size // SECTOR) * SECTOR))
+    size = window.check_size(-(-window.size // SECTOR) * SECTOR)
+    return DiskInfo("raw", size, size)

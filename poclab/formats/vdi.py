@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from poclab.formats.base import AGAIN, SECTOR, DiskInfo, Window
+from poclab.formats.base import AGAIN, SECTOR, Claims, DiskInfo, Window, copied
 from poclab.units import MIB
 
 # From 0x44: version, header size, image type, flags; from 0x154: the map and the data, the
@@ -42,7 +42,10 @@ def read(window: Window) -> DiskInfo:
     if not (window.holds(table, blocks * 4) and window.holds(data, stored * MIB)):
         raise window.refused("it is truncated: its tables or data lie beyond its end", AGAIN)
     most = (window.size - data) // MIB
+    claims = Claims(window, MIB)
     for piece in window.table(table, blocks, "I", big=False):
         if any(most <= entry < _FREE for entry in piece):
             raise window.refused("it is truncated or damaged: a block lies beyond its end", AGAIN)
-    return DiskInfo("vdi", -(-size // SECTOR) * SECTOR)
+        claims.add([data + entry * MIB for entry in piece if entry < _FREE])
+    virtual_size = -(-size // SECTOR) * SECTOR
+    return DiskInfo("vdi", virtual_size, copied(claims.count, MIB, virtual_size))

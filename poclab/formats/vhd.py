@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import struct
 
-from poclab.formats.base import AGAIN, SECTOR, DiskInfo, Window
+from poclab.formats.base import AGAIN, SECTOR, Claims, DiskInfo, Window, copied
 from poclab.formats.detect import VHD_COOKIE
-from poclab.units import KIB, MIB
+from poclab.units import MIB
 
 _FOOTER = struct.Struct(">8sIIQI4sIIQQIII16s428x")  # 428: saved state, then reserved
 _HEADER = struct.Struct(">8sQQIIII")
 _FIXED, _DYNAMIC, _DIFFERENCING = 2, 3, 4
 _UNUSED = 0xFFFFFFFF
 _MAX_BLOCK = 256 * MIB
-_QCOW2_CLUSTER = 64 * KIB
 
 
 def read(window: Window) -> DiskInfo:
@@ -40,13 +39,11 @@ def read(window: Window) -> DiskInfo:
         )
     if size % SECTOR or kind not in (_FIXED, _DYNAMIC):
         raise window.refused("its VHD footer makes no sense", AGAIN)
-    packed = False
-    if kind == _FIXED:
-        if end != size:
-            raise window.refused("it is truncated: it is not as long as its footer says", AGAIN)
-    else:
-        packed = _check_dynamic(window, footer, fields[3], size)
-    return DiskInfo("vpc", size, packed)
+    if kind == _DYNAMIC:
+        return DiskInfo("vpc", size, _check_dynamic(window, footer, fields[3], size))
+    if end != size:
+        raise window.refused("it is truncated: it is not as long as its footer says", AGAIN)
+    return DiskInfo("vpc", size, size)
 
 
 def checksum_of(data: bytes, at: int) -> int:
@@ -54,8 +51,8 @@ def checksum_of(data: bytes, at: int) -> int:
     return ~(sum(data) - sum(data[at : at + 4])) & 0xFFFFFFFF
 
 
-def _check_dynamic(window: Window, footer: bytes, offset: int, size: int) -> bool:
-    """Check what a dynamic disk has beside its footer; True if its blocks are small."""
+def _check_dynamic(window: Window, footer: bytes, offset: int, size: int) -> int:
+    """Check what a dynamic disk has beside its footer, and say how much of it a copy holds."""
     if window.read(0, SECTOR) != footer:
         # QEMU goes by the copy at the beginning.
         raise window.refused("its VHD footer and the copy of it differ", AGAIN)
@@ -72,7 +69,9 @@ def _check_dynamic(window: Window, footer: bytes, offset: int, size: int) -> boo
     # A block begins with a bitmap of its sectors, in whole sectors.
     bitmap = -(-block // SECTOR // 8 // SECTOR) * SECTOR
     last = (window.size - bitmap - block) // SECTOR
+    claims = Claims(window, bitmap + block)
     for piece in window.table(table, entries, "I", big=True):
         if any(last < entry < _UNUSED for entry in piece):
             raise window.refused("it is truncated or damaged: a block lies beyond its end", AGAIN)
-    return bool(block < _QCOW2_CLUSTER)
+        claims.add([entry * SECTOR for entry in piece if entry != _UNUSED])
+    return copied(claims.count, block, size)

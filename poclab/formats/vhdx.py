@@ -1,20 +1,29 @@
 """VHDX headers and tables; numbers are little-endian.
 
-Microsoft, [MS-VHDX] "Virtual Hard Disk v2 File Format". The checksums (CRC-32C) are left to
-QEMU, which reads the same structures and refuses wrong ones.
+Microsoft, [MS-VHDX] "Virtual Hard Disk v2 File Format". Of the two headers the one with the higher
+number is in force, of the region tables the first one that holds (2.2.2, 2.2.3). QEMU passes over a
+header whose checksum is wrong, and reads the first region table only (vhdx_parse_header and
+vhdx_open_region_tables in block/vhdx.c). So that no two programs go by different ones, a disk is
+taken only when both of each hold.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 from uuid import UUID
 
-from poclab.formats.base import AGAIN, DiskInfo, Window
+from poclab.formats.base import AGAIN, Claims, DiskInfo, Window, copied
+from poclab.formats.crc32c import crc32c
 from poclab.units import KIB, MIB
 
 _HEADERS = (64 * KIB, 128 * KIB)
 _HEADER = struct.Struct("<4sIQ16s16s16sHHIQ")
-_REGIONS = 192 * KIB
+_HEADER_SIZE = 4 * KIB
+_CHECKSUM = slice(4, 8)  # in headers and region tables; zeros while it is computed
+_VERSION = 1
+_REGIONS, _REGIONS_COPY = 192 * KIB, 256 * KIB
+_REGIONS_SIZE = 64 * KIB
 _REGION_TABLE = struct.Struct("<4sII")
 _REGION = struct.Struct("<16sQII")
 _ITEM_TABLE = struct.Struct("<8sHH")
@@ -46,6 +55,7 @@ def read(window: Window) -> DiskInfo:
         PoclabError: the file is damaged, or refers to another one.
     """
     _check_headers(window)
+    _check_region_tables(window)
     regions = _entries(window, _REGION_TABLE, _REGION, _REGIONS, b"regi", 16)
     if _BAT not in regions or _METADATA not in regions:
         raise window.refused("its region table makes no sense", AGAIN)
@@ -73,21 +83,56 @@ def read(window: Window) -> DiskInfo:
         )
     if not MIB <= block <= 256 * MIB or block & (block - 1) or size % sector:
         raise window.refused("its metadata makes no sense", AGAIN)
-    _check_blocks(window, regions[_BAT], size, block)
-    return DiskInfo("vhdx", size)
+    return DiskInfo("vhdx", size, _check_blocks(window, regions[_BAT], size, block))
 
 
 def _check_headers(window: Window) -> None:
-    """See that the header in force (the one with the higher number) has no log to replay."""
-    found = [window.unpack(_HEADER, offset) for offset in _HEADERS]
-    valid = [header for header in found if header[0] == b"head"]
+    """Check both headers, and that the one in force has no log to replay."""
+    found = [_header(window, offset) for offset in _HEADERS]
+    valid = [header for header in found if header is not None]
     if not valid:
         raise window.refused("both of its VHDX headers are damaged", AGAIN)
-    newest = max(valid, key=lambda header: header[2])
-    if newest[5] != _NO_LOG:
+    if len(valid) < len(found):
+        raise window.refused(
+            "one of its two VHDX headers is damaged; it was not closed properly",
+            f"{AGAIN}, or convert it where it was made: Convert-VHD",
+        )
+    first, second = valid
+    if first != second and first.number == second.number:  # Disk2VHD writes the same one twice
+        raise window.refused("its two VHDX headers contradict each other", AGAIN)
+    if max(valid, key=lambda header: header.number).log != _NO_LOG:
         raise window.refused(
             "it was not closed properly", "repair it: qemu-img check -r all -f vhdx FILE"
         )
+
+
+class _Head(NamedTuple):
+    """A header: the number that tells which one is newer, and the GUID of the log."""
+
+    number: int
+    log: bytes
+    data: bytes
+
+
+def _header(window: Window, offset: int) -> _Head | None:
+    """A header, or None if it does not hold."""
+    data = window.read(offset, _HEADER_SIZE)
+    if len(data) < _HEADER_SIZE or not _holds(data):
+        return None
+    magic, _, number, _, _, log, _, version, _, _ = _HEADER.unpack_from(data)
+    return _Head(number, log, data) if magic == b"head" and version == _VERSION else None
+
+
+def _holds(data: bytes) -> bool:
+    """Whether the checksum of a header or a region table is right."""
+    known = int.from_bytes(data[_CHECKSUM], "little")
+    return crc32c(data[: _CHECKSUM.start] + bytes(4) + data[_CHECKSUM.stop :]) == known
+
+
+def _check_region_tables(window: Window) -> None:
+    first, second = (window.read(each, _REGIONS_SIZE) for each in (_REGIONS, _REGIONS_COPY))
+    if not _holds(first) or first != second:
+        raise window.refused("its region table makes no sense, or differs from its copy", AGAIN)
 
 
 def _entries(
@@ -107,7 +152,8 @@ def _entries(
     return found
 
 
-def _check_blocks(window: Window, region: tuple[int, int], size: int, block: int) -> None:
+def _check_blocks(window: Window, region: tuple[int, int], size: int, block: int) -> int:
+    """Check the block table, and say how much of the disk a copy holds."""
     # [MS-VHDX] 2.5: after the entries of so many payload blocks comes one of a sector bitmap,
     # which a disk without parent leaves unused.
     ratio = (1 << 23) * 512 // block
@@ -116,7 +162,9 @@ def _check_blocks(window: Window, region: tuple[int, int], size: int, block: int
     if entries * 8 > region[1]:
         raise window.refused("its block table is too short for its size", AGAIN)
     last = window.size - block
+    claims = Claims(window, block)
     for piece in window.table(region[0], entries, "Q", big=False):
+        claims.add([entry & _OFFSET for entry in piece if entry & _STATE == _PRESENT])
         for entry in piece:
             state = entry & _STATE
             if state == _PRESENT and entry & _OFFSET > last:
@@ -125,3 +173,4 @@ def _check_blocks(window: Window, region: tuple[int, int], size: int, block: int
                 )
             if state == _PARTLY:
                 raise window.refused("its block table makes no sense", AGAIN)
+    return copied(claims.count, block, size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 
-from poclab.formats.base import AGAIN, SECTOR, DiskInfo, Window
+from poclab.formats.base import AGAIN, SECTOR, Claims, DiskInfo, Window, copied
 from poclab.formats.detect import violations
 from poclab.units import KIB, MIB
 
@@ -20,10 +20,10 @@ _HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
 _MAGIC = b"KDMV"
 _LINE_ENDS = b"\n \r\n"
 _AT_END = 0xFFFFFFFFFFFFFFFF
-_COMPRESSED = 1 << 16  # flags: grains are compressed
+# Flags: entry 1 of a grain table means zeros; grains are compressed.
+_ZERO_GRAINS, _COMPRESSED = 1 << 2, 1 << 16
 _MAX_ENTRIES = 512  # block/vmdk.c refuses larger grain tables
 _MAX_GRAIN = 4 * KIB  # sectors: 2 MiB; more than any program makes
-_QCOW2_CLUSTER = 128  # sectors
 _TYPE = re.compile(rb'createtype\s*=\s*"?([a-z0-9]{1,40})', re.IGNORECASE)
 _WHOLE = ("monolithicsparse", "streamoptimized")
 _WHERE_MADE = "where it was made: qemu-img convert -f vmdk -O qcow2 FILE NEW, or export an OVA"
@@ -57,7 +57,28 @@ def read(window: Window) -> DiskInfo:
     for offset in (directory, head[8] if head[2] & 2 else directory):
         if not window.holds(offset * SECTOR, tables * 4):
             raise window.refused("it is truncated: its tables lie beyond its end", AGAIN)
-    return DiskInfo("vmdk", size, packed=bool(head[2] & _COMPRESSED) or grain < _QCOW2_CLUSTER)
+    grains = _grains(window, head, directory, tables)
+    return DiskInfo("vmdk", size, copied(grains, grain * SECTOR, size))
+
+
+def _grains(window: Window, head: tuple[int, ...], directory: int, tables: int) -> int:
+    """Count the grains that are stored.
+
+    Raises:
+        PoclabError: if there are more than the file can hold.
+    """
+    flags, grain, entries = head[2], head[4], head[7]
+    # A compressed grain has a sector of its own at least.
+    claims = Claims(window, SECTOR if flags & _COMPRESSED else grain * SECTOR)
+    walked = Claims(window, entries * 4)
+    least = 2 if flags & _ZERO_GRAINS else 1
+    for piece in window.table(directory * SECTOR, tables, "I", big=False):
+        offsets = [entry * SECTOR for entry in piece if entry]
+        walked.add(offsets)
+        for offset in offsets:
+            for table in window.table(offset, entries, "I", big=False):
+                claims.add([entry * SECTOR for entry in table if entry >= least])
+    return claims.count
 
 
 def _check_type(window: Window) -> None:

@@ -16,6 +16,8 @@ import libvirt
 from poclab import config, events
 from poclab.errors import PoclabError
 from poclab.names import shown
+from poclab.room import Room
+from poclab.units import format_size
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.moves import Moves, marker
 from poclab.virt.pool import SMALL, STAGING, VolumeStat, abandoned
@@ -103,6 +105,7 @@ class StreamPool(Moves):
         """See `Pool`."""
         self.delete(name)
         size = file.stat().st_size
+        self._check_room(size)
         with libvirt_errors(f"volume {name} cannot be written"), file.open("rb") as content:
             volume = self._create(name, "raw", size, mode=self._base_mode())
             stream = self._conn.newStream(0)
@@ -120,6 +123,18 @@ class StreamPool(Moves):
             stream.finish()
         file.unlink()
         self.refresh()  # else libvirt takes the disk for a raw one until it looks by itself
+
+    def _check_room(self, size: int) -> None:
+        """Check that a disk fits, so that running VMs do not meet a full file system.
+
+        Raises:
+            PoclabError: if it does not.
+        """
+        with libvirt_errors("the storage pool does not answer"):
+            _, total, _, free = self._pool.info()
+        found = Room(total, free)
+        if found.left < size:
+            raise found.refused(f"a disk of {format_size(size)}", self.directory)
 
     def overlay(self, name: str, base: str, size: int) -> None:
         """See `Pool`."""

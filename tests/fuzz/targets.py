@@ -96,13 +96,24 @@ def _compressed() -> list[bytes]:
 
 def _with_file(read: Callable[[Path], object]) -> Callable[[bytes], object]:
     def run(data: bytes) -> object:
-        descriptor = in_memory(data)
-        try:
+        with _opened(data) as descriptor:
             return read(path_of(descriptor))
-        finally:
-            os.close(descriptor)
 
     return run
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[int]:
+    descriptor = in_memory(data)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _ova(data: bytes) -> None:
+    with _opened(data) as descriptor:
+        ova.look(Window(descriptor, "ova", 0, len(data)))
 
 
 def _ovas() -> list[bytes]:
@@ -309,7 +320,7 @@ _DISKS = (
     Target("iso", _iso, _isos),
 )
 _ARCHIVES = (
-    Target("ova", _with_file(ova.look), _ovas, (b"path=", b"size=", b"../", b"<File ", b"GNU.")),
+    Target("ova", _ova, _ovas, (b"path=", b"size=", b"../", b"<File ", b"GNU.")),
     Target("layers", _with_file(rootfs.listing), _layers, (b"SCHILY.xattr.", b"../", b"path=")),
     Target("packages", lambda data: packages.read_tree(io.BytesIO(data)), _layers),
 )

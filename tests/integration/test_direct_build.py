@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from poclab import container, disk, events
+from poclab import container, events
 from poclab.builders import rootfs, source
 from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
 from poclab.digest import file_digest
 from poclab.errors import PoclabError
+from poclab.inspection import inspect_file
 from poclab.qcow2_header import virtual_size
 from poclab.units import MIB
 from tests.hostile import layers
@@ -111,7 +112,7 @@ def test_disk_is_whole(built: Path, root: Root) -> None:
 
 
 def test_disk_passes_the_inspection(built: Path) -> None:
-    assert disk.inspect(built.parent / "w/disk.qcow2").format == "qcow2"
+    assert inspect_file(built.parent / "w/disk.qcow2").format == "qcow2"
 
 
 def test_loader(built: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import bootc_standin, filesystems, labs, shop
+from tests.support.disks import qemu_img
 from tests.support.hosts import Completed, Host
 from tests.support.labs import MIB, Vm
 
@@ -65,6 +66,66 @@ def test_import(host: Host) -> None:
     host.poclab("image", "import", "big:v1", str(big), "--format", "raw")
     assert len(files(host)) == len(before) + 2
     assert labs.leftovers(host) == []
+
+
+LEAST = """
+import os, sys, time
+path, least = sys.argv[1], 1 << 62
+while not os.path.exists(path + "/tmp.over"):
+    found = os.statvfs(path)
+    least = min(least, found.f_bavail * found.f_frsize)
+    time.sleep(0.001)
+print(least)
+"""
+
+
+def test_a_disk_that_becomes_large_leaves_running_vms_their_room() -> None:
+    """256 MiB that pack into less than 1 MiB, which no look at the tables can call a lie."""
+    with filesystems.session("tmpfs", "100m") as host:
+        labs.store(host, "tiny:v1")
+        host.poclab("up", labs.lab_file(host, "on", Vm("a")))
+        before = files(host)
+        big = host.scratch / "big.raw"
+        big.write_bytes(b"\7" * 256 * MIB)
+        packed = host.scratch / "big.qcow2"
+        qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", big, packed)
+        big.unlink()
+        host.give(packed)
+        assert packed.stat().st_size < MIB
+        pool = host.env["POCLAB_POOL_DIR"]
+        look = host.popen("python3", "-c", LEAST, pool)
+        add = ("image", "import", "big:v1", str(packed), "--profile", "legacy")
+        done = host.poclab(*add, check=False)
+        program = f"{host.place.installation.python} -m poclab"
+        stream = f"cat {packed} | {program} image import big:v1 - --profile legacy"
+        through = host.run("sh", "-c", stream, check=False)
+        host.run("touch", f"{pool}/tmp.over")
+        least = int(look.communicate(timeout=30)[0])
+        host.run("rm", f"{pool}/tmp.over")
+        for each in (done, through):
+            full(each)
+            assert "reserved for running VMs" in each.stderr
+        # A twentieth is reserved; what is written between two looks comes off that.
+        assert least > 3 * MIB
+        assert files(host) == before
+        assert [row["state"] for row in labs.rows(host, "on")] == ["running"]
+        host.poclab("down", "on", "--yes")
+        assert labs.leftovers(host) == []
+
+
+def test_standard_input_that_is_no_disk_and_never_ends(host: Host) -> None:
+    labs.store(host, "tiny:v1")
+    before = files(host)
+    program = f"{host.place.installation.python} -m poclab image import x:v1 -"
+    for stream in ("yes", "cat /dev/zero"):
+        began = time.monotonic()
+        done = host.run("sh", "-c", f"{stream} | {program}", check=False)
+        assert time.monotonic() - began < 20  # 2 MiB are read of it
+        assert done.returncode == 1
+        assert "standard input is not a disk poclab takes" in done.stderr
+        assert "it has no partition table" in done.stderr
+        assert files(host) == before
+        assert labs.leftovers(host) == []
 
 
 def test_up_and_reset(host: Host) -> None:

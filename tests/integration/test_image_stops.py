@@ -24,6 +24,7 @@ def host() -> Iterator[Host]:
 @pytest.mark.parametrize("how", STATUS)
 def test_import(host: Host, how: str) -> None:
     file = labs.disk_file(host, "thing.raw")
+    file.chmod(0o666)  # others can write to it, so a copy is made first
     add = ("image", "import", "thing:v1", str(file), "--profile", "legacy")
     survive(host, add, "thing:v1", how)
 

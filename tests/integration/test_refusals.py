@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile.disks import CLAIMS
 from tests.support import disks, hosts, labs
 from tests.support.disks import made, qemu_img
 from tests.support.hosts import Host
@@ -124,6 +125,8 @@ REFUSALS = [
     Refusal(f"{IMPORT} - --size-limit many", "is no size", 2),
     Refusal(f"{IMPORT} -", "standard input is empty"),
     Refusal(f"{IMPORT} -", "standard input", text="no disk"),
+    Refusal(f"{IMPORT} -", "it has no partition table", text="y\n" * 2**20),
+    Refusal(f"{IMPORT} - --format vmdk", "not vmdk", text="y\n" * 2**20),
     Refusal(f"{IMPORT} - --size-limit 1MiB --format raw", "is longer than 1 MiB", text="x" * 2**21),
     Refusal("image import thing:v1 new.raw", "thing:v1 exists already"),
     Refusal("image import Thing:v1 new.raw", "is no image name", 2),
@@ -269,6 +272,7 @@ OTHERS: list[tuple[str, Callable[[Path], Path]]] = [
 KINDS: dict[str, Callable[[Path], Path]] = {
     **{name: make for name, make, _ in HOSTILE},
     **{f"OVA {name}": make for name, make, _ in REFUSED},
+    **{f"claims {name}": make for name, make, _ in CLAIMS},
     **dict(OTHERS),
 }
 FAMILIES = sorted({name.split()[0] for name in KINDS})

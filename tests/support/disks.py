@@ -9,8 +9,9 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from poclab.formats.crc32c import crc32c
 from poclab.formats.vhd import checksum_of
-from poclab.units import MIB
+from poclab.units import KIB, MIB
 
 WHOLE = {
     "vmdk": ("vmdk", "-o", "subformat=monolithicSparse"),
@@ -94,6 +95,32 @@ def vhd_header_patched(path: Path, offset: int, data: bytes) -> Path:
     header[offset : offset + len(data)] = data
     header[36:40] = struct.pack(">I", checksum_of(bytes(header), 36))
     return patched(path, 512, bytes(header))
+
+
+# [MS-VHDX] 2.2: two headers and two region tables, each with its checksum in bytes 4 to 7.
+VHDX_HEADERS = ((64 * KIB, 4 * KIB), (128 * KIB, 4 * KIB))
+VHDX_REGIONS = ((192 * KIB, 64 * KIB), (256 * KIB, 64 * KIB))
+
+
+def vhdx_patched(
+    path: Path, offset: int, data: bytes, where: tuple[tuple[int, int], ...] = VHDX_REGIONS
+) -> Path:
+    """A VHDX whose headers or region tables say something else, checksums right.
+
+    Args:
+        path: the file.
+        offset: where in each of them.
+        data: what is there.
+        where: which of them.
+    """
+    content = path.read_bytes()
+    for start, size in where:
+        each = bytearray(content[start : start + size])
+        each[offset : offset + len(data)] = data
+        each[4:8] = bytes(4)
+        each[4:8] = struct.pack("<I", crc32c(bytes(each)))
+        patched(path, start, bytes(each))
+    return path
 
 
 OVF = """<?xml version="1.0" encoding="UTF-8"?>

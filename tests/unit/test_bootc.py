@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from poclab import disk, events
+from poclab import events
 from poclab.builders.base import BuildRequest
 from poclab.builders.bootc import Bootc, family_args
 from poclab.builders.source import Inside
 from poclab.errors import PoclabError, UsageError
+from poclab.inspection import inspect_file
 from poclab.run import using
 from poclab.units import GIB, MIB
 from tests.support.fake_podman import FakePodman
@@ -59,7 +60,7 @@ def test_a_disk(request_: BuildRequest, podman: FakePodman) -> None:
     with events.listening(lambda e: told.append(e.text) if e.kind == "progress" else None):
         built = Bootc().build(request_)
     assert sizes == [4 * MIB]
-    assert disk.inspect(built.disk, "qcow2").virtual_size == 4 * MIB
+    assert inspect_file(built.disk, "qcow2").virtual_size == 4 * MIB
     assert built.inputs == {}
     assert "Installing image: x" in told
     assert [path.name for path in request_.workdir.iterdir()] == ["disk.qcow2"]

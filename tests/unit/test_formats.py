@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from poclab import disk
+from poclab import formats, inspection
 from poclab.errors import PoclabError
-from poclab.formats import DiskInfo
+from poclab.formats import DiskInfo, opened
+from poclab.inspection import inspect_file
 from poclab.qcow2_header import virtual_size
-from poclab.units import MIB, TIB
+from poclab.units import GIB, MIB, TIB
+from tests.hostile import disks as hostile
 from tests.support import disks
 from tests.support.disks import descriptor_patched, footed, made, patched, qemu_img, raw
 
@@ -29,28 +33,106 @@ NAMES = {
 }
 
 
+def copy(path: Path, found: DiskInfo, target: Path) -> None:
+    """Copy an inspected disk, within the bounds that it has."""
+    with opened(path, path.name) as window:
+        inspection.copy(window, found, target)
+
+
 @pytest.mark.parametrize("kind", sorted(disks.WHOLE))
 def test_takes(kind: str, tmp_path: Path) -> None:
     source = raw(tmp_path / "source.raw")
     path = made(tmp_path / "a,b:c.img", kind, source)
-    found = disk.inspect(path)
+    found = inspect_file(path)
     assert found.format == NAMES[kind]
     # VHD rounds up to a whole cylinder.
     assert 8 * MIB <= found.virtual_size < 8 * MIB + 512 * 1024
-    assert found == disk.inspect(path, NAMES[kind])
+    assert found == inspect_file(path, NAMES[kind])
     target = tmp_path / "copy.qcow2"
-    most = disk.largest_copy(found, path.stat().st_size)
-    disk.convert_to_qcow2(path, found.format, target, at_most=most)
+    copy(path, found, target)
     qemu_img("compare", "-f", "raw", "-F", "qcow2", source, target)
     assert virtual_size(target) == found.virtual_size
 
 
 def test_takes_a_stream_with_a_footer(tmp_path: Path) -> None:
     path = footed(tmp_path / "a.vmdk")
-    found = disk.inspect(path)
-    disk.convert_to_qcow2(path, found.format, tmp_path / "copy.qcow2")
+    copy(path, inspect_file(path), tmp_path / "copy.qcow2")
     qemu_img("compare", "-f", "raw", "-F", "qcow2", f"{path}.raw", tmp_path / "copy.qcow2")
-    assert found.packed
+
+
+def content(path: Path) -> Path:
+    """A raw disk of 48 MiB: data that does not pack, data that packs well, holes, odd pieces."""
+    raw(path, 48 * MIB)
+    patched(path, 8 * MIB, b"\7" * 24 * MIB)
+    for number in range(200):
+        patched(path, 33 * MIB + number * 70_000, bytes([number + 1]) * 700)
+    return path
+
+
+QCOW2 = {
+    "clusters of 512 bytes": ("-o", "cluster_size=512"),
+    "clusters of 4 KiB": ("-o", "cluster_size=4k"),
+    "clusters of 2 MiB": ("-o", "cluster_size=2M"),
+    "version 2": ("-o", "compat=0.10"),
+    "lazy refcounts": ("-o", "lazy_refcounts=on"),
+    "small refcounts": ("-o", "refcount_bits=1"),
+    "extended L2": ("-o", "extended_l2=on"),
+    "extended L2, 16 KiB": ("-o", "extended_l2=on,cluster_size=16k"),
+    "deflate": ("-c",),
+    "deflate, 2 MiB": ("-c", "-o", "cluster_size=2M"),
+    "deflate, 512 bytes": ("-c", "-o", "cluster_size=512"),
+    "zstd": ("-c", "-o", "compression_type=zstd"),
+    "zstd, 2 MiB": ("-c", "-o", "compression_type=zstd,cluster_size=2M"),
+    "extended L2, deflate": ("-c", "-o", "extended_l2=on"),
+    "tables for everything": ("-o", "preallocation=metadata"),
+    "all of it": ("-S", "0"),
+}
+
+
+@pytest.mark.parametrize("options", QCOW2.values(), ids=QCOW2)
+def test_takes_every_honest_qcow2(options: tuple[str, ...], tmp_path: Path) -> None:
+    source, path = content(tmp_path / "source.raw"), tmp_path / "a.qcow2"
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", *options, source, path)
+    if "refcount_bits=1" not in options:
+        qemu_img("snapshot", "-c", "old", path)
+    argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 300k", "-c", "write -z 9M 1M", str(path)]
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    copy(path, inspect_file(path), tmp_path / "copy.qcow2")
+    qemu_img("compare", "-f", "qcow2", "-F", "qcow2", path, tmp_path / "copy.qcow2")
+
+
+@pytest.mark.parametrize("kind", sorted(disks.WHOLE))
+def test_takes_disks_that_pack_well_and_their_holes(kind: str, tmp_path: Path) -> None:
+    source = content(tmp_path / "source.raw")
+    path = made(tmp_path / "a.img", kind, source)
+    subprocess.run(["fallocate", "--dig-holes", path], check=True, timeout=60)
+    copy(path, inspect_file(path), tmp_path / "copy.qcow2")
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", source, tmp_path / "copy.qcow2")
+
+
+def test_a_table_in_a_hole_takes_no_time(tmp_path: Path) -> None:
+    """The file has 8 TiB, nearly all of it a hole that its tables lie in."""
+    path = hostile.qcow2_of_one_cluster(tmp_path / "a.qcow2", 8, 8 * TIB)
+    holes = b"".join(struct.pack(">Q", (1 << 40) + number * 65536) for number in range(8))
+    patched(path, 3 * 65536, holes)
+    began = time.monotonic()
+    with opened(path, "a") as window:
+        assert formats.read(window) == DiskInfo("qcow2", 4 * GIB, 0)
+    assert time.monotonic() - began < 5
+
+
+def test_a_table_cut_in_the_middle_of_an_entry(tmp_path: Path) -> None:
+    """Entries of 128 bits, and a file that ends after 64 of the last one."""
+    path = tmp_path / "a.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", "extended_l2=on", path, "8M")
+    l2 = 4 * 65536
+    patched(path, 3 * 65536, struct.pack(">Q", l2))
+    for size in (8, 16, 24, 65528):
+        with path.open("ab") as file:
+            os.truncate(path, l2)
+            file.write(b"\1" * size)
+        with pytest.raises(PoclabError, match="truncated"):
+            inspect_file(path)
 
 
 def cut(kind: str, size: int) -> Callable[[Path], Path]:
@@ -117,15 +199,20 @@ def begins_like_qcow2(path: Path) -> Path:
 
 
 def region(number: int, field: int, data: bytes) -> Callable[[Path], Path]:
-    """VHDX: an entry of the region table (16 bytes of header, entries of 32)."""
-    return at("vhdx", 192 * 1024 + 16 + 32 * number + field, data)
+    """VHDX: an entry of the region tables (16 bytes of header, entries of 32)."""
+    offset = 16 + 32 * number + field
+    return lambda path: disks.vhdx_patched(made(path, "vhdx"), offset, data)
 
 
-def vhdx_log(path: Path) -> Path:
-    made(path, "vhdx")
-    for header in (64 * 1024, 128 * 1024):
-        patched(path, header + 48, b"\1" * 16)
-    return path
+def vhdx_headers(offset: int, data: bytes, *which: int) -> Callable[[Path], Path]:
+    """VHDX: one of the headers or both, with the right checksum."""
+    where = tuple(disks.VHDX_HEADERS[number] for number in which)
+    return lambda path: disks.vhdx_patched(made(path, "vhdx"), offset, data, where)
+
+
+def vhdx_headers_of_one_number(path: Path) -> Path:
+    vhdx_headers(8, le64(9), 0, 1)(path)
+    return disks.vhdx_patched(path, 100, b"x", disks.VHDX_HEADERS[:1])
 
 
 def vhdx_block(path: Path) -> Path:
@@ -205,10 +292,16 @@ HOSTILE: list[tuple[str, Callable[[Path], Path], str]] = [
     ("VHDX many regions", at("vhdx", 192 * 1024 + 8, le32(1 << 20)), "makes no sense"),
     ("VHDX region", region(0, 16, le64(1 << 60)), "beyond its end"),
     ("VHDX long region", region(0, 24, le32(0xFFFFFFFF)), "beyond its end"),
-    ("VHDX region checksum", at("vhdx", 192 * 1024 + 4, b"\0\0\0\0"), "qemu-img cannot read"),
+    ("VHDX region checksum", at("vhdx", 192 * 1024 + 4, b"\0\0\0\0"), "makes no sense"),
+    ("VHDX copy of the regions", at("vhdx", 256 * 1024 + 4, b"\0\0\0\0"), "differs from its copy"),
+    ("VHDX first header", at("vhdx", 64 * 1024 + 4, b"\0\0\0\0"), "headers is damaged"),
+    ("VHDX second header", at("vhdx", 128 * 1024 + 4, b"\0\0\0\0"), "headers is damaged"),
+    ("VHDX spare header", at("vhdx", 64 * 1024 + 100, b"x"), "headers is damaged"),
+    ("VHDX header's version", vhdx_headers(66, b"\2", 0), "headers is damaged"),
+    ("VHDX headers of one number", vhdx_headers_of_one_number, "contradict"),
     ("VHDX headers", lambda path: patched(
         at("vhdx", 64 * 1024, b"XXXX")(path), 128 * 1024, b"XXXX"), "headers are damaged"),
-    ("VHDX log", vhdx_log, "not closed properly"),
+    ("VHDX log", vhdx_headers(48, b"\1" * 16, 0, 1), "not closed properly"),
     ("VHDX metadata", no_metadata, "makes no sense"),
     ("VHDX block", vhdx_block, "block lies beyond"),
     ("VHDX cut", cut("vhdx", 7 * MIB), "beyond its end"),
@@ -234,7 +327,7 @@ def test_refuses(make: Callable[[Path], Path], expected: str, tmp_path: Path) ->
     path = make(tmp_path / "evil.img")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(PoclabError) as refusal:
-        disk.inspect(path)
+        inspect_file(path)
     lines = refusal.value.lines()
     assert expected in str(refusal.value)
     assert "evil.img" in lines[0]
@@ -246,19 +339,28 @@ def test_refuses(make: Callable[[Path], Path], expected: str, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["vmdk", "vdi", "vhd", "vhd-fixed", "vhdx", "qcow2"])
 def test_is_never_taken_for_raw(kind: str, tmp_path: Path) -> None:
     with pytest.raises(PoclabError, match="not raw"):
-        disk.inspect(made(tmp_path / "a.img", kind), "raw")
+        inspect_file(made(tmp_path / "a.img", kind), "raw")
 
 
-def test_tables_that_name_the_same_data_again_do_not_fill_the_pool(tmp_path: Path) -> None:
-    """A VDI of 512 blocks that are all the same stored one."""
-    source = raw(tmp_path / "source", 512 * MIB)
-    path = made(tmp_path / "a.vdi", "vdi", source)
-    data = path.stat().st_size
-    patched(path, 512, le32(1) * 512)
-    found = DiskInfo("vdi", 512 * MIB)
-    most = disk.largest_copy(found, data)
-    assert most < 32 * MIB
+@pytest.mark.parametrize(
+    ("make", "expected"), [x[1:] for x in hostile.CLAIMS], ids=[x[0] for x in hostile.CLAIMS]
+)
+def test_more_data_than_the_file_holds_is_refused_in_seconds(
+    make: Callable[[Path], Path], expected: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "evil.img")
+    began = time.monotonic()
+    with pytest.raises(PoclabError, match=expected):
+        inspect_file(path)
+    assert time.monotonic() - began < 5
+
+
+def test_a_copy_does_not_become_larger_than_the_disk_allows(tmp_path: Path) -> None:
+    """What the readers let pass all the same is stopped while it is copied."""
+    path = hostile.qcow2_of_one_cluster(tmp_path / "evil.qcow2")
+    found = DiskInfo("qcow2", 32 * 1024 * MIB, 0)
+    assert inspection.largest_copy(found) == 24 * MIB
     with pytest.raises(PoclabError, match="cannot be converted") as error:
-        disk.convert_to_qcow2(path, "vdi", tmp_path / "copy.qcow2", at_most=most)
-    assert "larger than" in error.value.why
+        copy(path, found, tmp_path / "copy.qcow2")
+    assert "larger than the 24 MiB" in error.value.why
     assert not (tmp_path / "copy.qcow2").exists()

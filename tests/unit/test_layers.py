@@ -19,7 +19,7 @@ PACKAGE = ROOT / "poclab"
 # stands for the module and, with a package, for all modules in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("names", "units", "config", "events", "beside", "files", "run"),
+    ("names", "units", "config", "events", "beside", "files", "room", "run"),
     ("shapes", "volumes", "model", "qcow2_header"),
     ("schema",),
     (
@@ -31,6 +31,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "parked",
         "store",
         "disk",
+        "qemuimg",
+        "inspection",
+        "sourcefile",
         "formats",
         "digest",
         "iso9660",

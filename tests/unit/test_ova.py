@@ -13,10 +13,17 @@ import pytest
 
 from poclab import ova
 from poclab.errors import PoclabError, UsageError
+from poclab.formats import opened
 from tests.support.disks import member, ovf, packed, patched
 
 DATA = os.urandom(3000)
 DTD = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]>'
+
+
+def look(path: Path, wanted: str | None = None) -> ova.Ova:
+    """What an archive holds."""
+    with opened(path, path.name) as window:
+        return ova.look(window, wanted)
 
 
 def sums(*members: tuple[str, bytes], algorithm: str = "sha256") -> bytes:
@@ -37,7 +44,7 @@ def test_finds_the_disk(form: int, algorithm: str, tmp_path: Path) -> None:
     path = packed(
         tmp_path / "a.ova", *members, ("a.mf", sums(*members, algorithm=algorithm)), form=form
     )
-    found = ova.look(path)
+    found = look(path)
     assert found.disk.name == name
     assert path.read_bytes()[found.disk.offset :][: found.disk.size] == DATA
     assert found.disk.part.size == 3072
@@ -57,17 +64,17 @@ def test_chooses_a_disk_of_several(tmp_path: Path) -> None:
         ("two.vmdk", b"2"),
     )
     with pytest.raises(UsageError, match="several disks") as error:
-        ova.look(path)
+        look(path)
     assert "'one.vmdk', 'two.vmdk'" in error.value.why
-    assert ova.look(path, "two.vmdk").disk.name == "two.vmdk"
-    assert ova.look(path, "vmdisk0").disk.name == "one.vmdk"
+    assert look(path, "two.vmdk").disk.name == "two.vmdk"
+    assert look(path, "vmdisk0").disk.name == "one.vmdk"
     with pytest.raises(UsageError, match=r"no disk 'three.vmdk'"):
-        ova.look(path, "three.vmdk")
+        look(path, "three.vmdk")
 
 
 def test_takes_names_as_archives_have_them(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.ova", ("./a.ovf", ovf("my%20disk.vmdk")), ("./my disk.vmdk", DATA))
-    assert ova.look(path).disk.name == "my disk.vmdk"
+    assert look(path).disk.name == "my disk.vmdk"
 
 
 GOOD = ("a.ovf", ovf("d.vmdk"))
@@ -179,7 +186,7 @@ REFUSED: list[tuple[str, Callable[[Path], Path], str]] = [
 def test_refuses(make: Callable[[Path], Path], expected: str, tmp_path: Path) -> None:
     path = make(tmp_path / "evil.ova")
     with pytest.raises(PoclabError) as refusal:
-        ova.look(path)
+        look(path)
     assert expected in str(refusal.value)
     assert "evil.ova" in refusal.value.what
     assert len(refusal.value.lines()) <= 3
@@ -191,4 +198,4 @@ def test_never_unpacks_what_is_compressed(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.ova", GOOD, DISK)
     path.write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(PoclabError, match="damaged at byte 0"):
-        ova.look(path)
+        look(path)

@@ -264,3 +264,31 @@ def test_a_command_that_is_written_to_ends_with_an_interruption(tmp_path: Path) 
 def test_a_missing_program_cannot_be_written_to() -> None:
     with pytest.raises(PoclabError, match="is not installed"), Runner().writing(["no-such"]):
         pass
+
+
+def test_a_program_inherits_only_the_descriptors_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("inherited")
+    with (tmp_path / "a").open("rb") as file:
+        fd = file.fileno()
+        argv = ["sh", "-c", f"cat /proc/self/fd/{fd}"]
+        assert run.run(argv, pass_fds=[fd]).stdout == "inherited"
+        assert run.run(argv, check=False).code != 0
+        lines: list[str] = []
+        assert Runner().stream(argv, lines.append, pass_fds=[fd]) == 0
+        assert lines == ["inherited"]
+
+
+def test_what_a_watch_raises_ends_the_program() -> None:
+    looks = 0
+
+    def watch() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise PoclabError("enough")
+
+    began = time.monotonic()
+    with pytest.raises(PoclabError, match="enough"):
+        Runner().stream(["sleep", "60"], lambda _: None, watch=watch)
+    assert time.monotonic() - began < 30
+    assert Runner().stream(["true"], lambda _: None, watch=lambda: None) == 0

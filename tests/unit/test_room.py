@@ -1,0 +1,90 @@
+"""How much of a file system is filled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from poclab import disk, qemuimg, room
+from poclab.errors import PoclabError
+from poclab.room import Room
+from poclab.units import GIB, MIB, TIB
+from poclab.virt.streampool import StreamPool
+from tests.support.disks import raw
+
+NO_ROOM = "there is no room for 'a[.]img'"
+
+
+@pytest.mark.parametrize(
+    ("total", "reserve"),
+    [(TIB, GIB), (20 * GIB, GIB), (400 * MIB, 20 * MIB), (12 * MIB, 12 * MIB // 20), (0, 0)],
+)
+def test_the_reserve_is_1_gib_or_a_twentieth(total: int, reserve: int) -> None:
+    found = Room(total, total)
+    assert (found.reserve, found.left) == (reserve, total - reserve)
+    assert Room(total, reserve // 2).left == 0
+
+
+def free(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
+    """Have a file system of 100 GiB with so much free, in turn; the last one stays."""
+    left = list(sizes)
+    usage = shutil.disk_usage("/")
+
+    def answer(path: object) -> object:
+        return usage._replace(total=100 * GIB, free=left.pop(0) if len(left) > 1 else left[0])
+
+    monkeypatch.setattr(shutil, "disk_usage", answer)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 2 * GIB)
+    assert room.check(tmp_path, "x", needed=GIB) == GIB
+    with pytest.raises(PoclabError, match="there is no room for x") as error:
+        room.check(tmp_path, "x", needed=GIB + 1, place=Path("/pool"))
+    assert error.value.why == "/pool has 2 GiB free, 1 GiB of it reserved for running VMs"
+
+
+def test_no_conversion_begins_below_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, GIB)
+    with pytest.raises(PoclabError, match=NO_ROOM):
+        disk.convert_to_qcow2(raw(tmp_path / "a.img"), "raw", tmp_path / "b.qcow2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.img"]
+
+
+def test_a_conversion_ends_at_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has 1 MiB of data, and 512 KiB of the file system may be filled."""
+    free(monkeypatch, GIB + MIB // 2)
+    with pytest.raises(PoclabError, match=NO_ROOM):
+        disk.convert_to_qcow2(raw(tmp_path / "a.img"), "raw", tmp_path / "b.qcow2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.img"]
+
+
+def test_a_conversion_ends_when_somebody_else_fills_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a.img"
+    os.truncate(raw(source), 1 << 43)  # its holes alone take minutes to copy
+    with source.open("r+b") as file:
+        for number in range(1 << 12):
+            file.seek(number << 31)
+            file.write(b"x")
+    free(monkeypatch, 50 * GIB, 50 * GIB, GIB - 1)
+    with pytest.raises(PoclabError, match=NO_ROOM):
+        qemuimg.convert(["-f", "raw", str(source)], tmp_path / "b.qcow2", "'a.img'")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.img"]
+
+
+def test_a_pool_behind_libvirt_keeps_its_reserve_too() -> None:
+    pool = StreamPool.__new__(StreamPool)
+    pool.directory = "/pool"
+    pool._pool = SimpleNamespace(info=lambda: [2, 100 * GIB, 98 * GIB, 2 * GIB])
+    pool._check_room(GIB)
+    with pytest.raises(PoclabError, match=r"there is no room for a disk of 1\.0 GiB") as error:
+        pool._check_room(GIB + 1)
+    assert "/pool has 2 GiB free" in error.value.why
