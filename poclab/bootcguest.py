@@ -135,7 +135,7 @@ class BootcGuest:
             )
         # POSIX df -P: a heading, then device, blocks, used, available, in KiB.
         words = done.stdout.splitlines()[-1].split() if done.stdout.strip() else []
-        if done.code != 0 or len(words) < 4 or not words[3].isdecimal():
+        if done.code != 0 or len(words) < 4 or not re.fullmatch(r"[0-9]{1,15}", words[3]):
             raise self._failed("df", done)
         free = int(words[3]) * 1024
         if free < size:

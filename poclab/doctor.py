@@ -54,7 +54,6 @@ _PROGRAMS = (
     _Program("ssh", "logging in", "openssh-client (Debian, Ubuntu), openssh-clients (Fedora)"),
     _Program("podman", "image build", "podman"),
     _Program("mke2fs", "builder direct", "e2fsprogs"),
-    _Program("debugfs", "builder direct", "e2fsprogs"),
     _Program("mcopy", "builder direct", "mtools"),
     _Program("sfdisk", "builder direct", "fdisk (Debian, Ubuntu), util-linux (Fedora)"),
     _Program("swtpm", "VMs with tpm: true", "swtpm and swtpm-tools", needed=False),

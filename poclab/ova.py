@@ -2,14 +2,12 @@
 
 DMTF DSP0243, "Open Virtualization Format Specification", 2 (packages). Nothing is extracted:
 the archive's headers are walked, the OVF says which member is the disk, and whoever wants
-the disk reads it where it lies. Python's tarfile would hold extended headers of any length in
-memory, so only its reader of single header blocks is used.
+the disk reads it where it lies.
 """
 
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -19,6 +17,7 @@ from urllib.parse import unquote
 from poclab.errors import PoclabError, UsageError
 from poclab.formats.base import AGAIN, SECTOR, Part, Window
 from poclab.names import shown
+from poclab.tarwalk import TarError, TarReader
 from poclab.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ _MAX_TEXT = MIB  # an OVF has some 10 KiB
 _MAX_EXTENDED = 64 * KIB
 _ALGORITHMS = {"sha1": 40, "sha256": 64, "sha512": 128}
 _LINE = re.compile(r"\s*(SHA-?(?:1|256|512))\s*\((.{1,255})\)\s*=\s*([0-9a-fA-F]+)\s*", re.I)
-_PAX = re.compile(rb"([0-9]{1,6}) ([^=\n]{1,100})=")
 
 
 @dataclass(frozen=True)
@@ -110,84 +108,40 @@ def _refused(window: Window, why: str, fix: str = "") -> PoclabError:
 def _members(window: Window) -> dict[str, Member]:
     """The archive's members by name; regular files only, each name once."""
     found: dict[str, Member] = {}
-    for member in _walk(window):
-        if member.name in found:
-            raise _refused(window, f"it holds {shown(member.name)} twice")
-        found[member.name] = member
-    return found
-
-
-def _walk(window: Window) -> Iterator[Member]:
-    """Walk the headers. POSIX.1-2017, pax, and GNU tar's manual, "Basic Tar Format"."""
-    offset, count, extended = 0, 0, dict[str, str]()
-    # A block of zeros, or the end of the file, ends the archive.
-    while window.read(offset, SECTOR).strip(b"\0"):
-        header = _header(window, offset)
-        offset += SECTOR
-        count += 1
-        if count > _MAX_MEMBERS:
-            raise _refused(window, f"it has more than {_MAX_MEMBERS} members")
-        if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
-            extended |= _extended(window, header, offset)
-            offset += _padded(header.size)
-            continue
-        name = _plain_name(window, extended.get("path", header.name))
-        if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise _refused(window, f"{shown(name)} in it is no regular file")
-        size = _size(window, extended.get("size"), header.size)
-        if not window.holds(offset, _padded(size)):
-            raise _refused(window, f"it is truncated: {shown(name)} goes beyond its end", AGAIN)
-        yield Member(name, offset, size)
-        offset, extended = offset + _padded(size), {}
-
-
-def _header(window: Window, offset: int) -> tarfile.TarInfo:
+    reader = TarReader(_Stream(window), seekable=True, ended=False, most=_MAX_EXTENDED)
     try:
-        header = tarfile.TarInfo.frombuf(window.read(offset, SECTOR), "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise _refused(window, f"it is damaged at byte {offset}: {error}", AGAIN) from error
-    if header.size < 0:
-        raise _refused(window, f"it is damaged at byte {offset}", AGAIN)
-    return header
-
-
-def _extended(window: Window, header: tarfile.TarInfo, offset: int) -> dict[str, str]:
-    """What an extended header says of the member after it: its name, its size."""
-    if header.size > _MAX_EXTENDED or not window.holds(offset, header.size):
-        raise _refused(window, "an extended header in it is too long")
-    data = window.read(offset, header.size)
-    if header.type == tarfile.GNUTYPE_LONGNAME:
-        return {"path": data.rstrip(b"\0").decode(errors="surrogateescape")}
-    found: dict[str, str] = {}
-    at = 0
-    while at < len(data.rstrip(b"\0")):
-        match = _PAX.match(data, at)
-        length = int(match[1]) if match else 0
-        end = data[at + length - 1 : at + length]
-        if match is None or length < match.end() - at + 1 or end != b"\n":
-            raise _refused(window, "an extended header in it makes no sense")
-        key = match[2].decode(errors="replace")
-        if key.startswith("GNU.sparse") or (header.type == tarfile.XGLTYPE and key in _OF_ONE):
-            raise _refused(window, f"an extended header in it has {shown(key)}")
-        if key in _OF_ONE:
-            found[key] = data[match.end() : at + length - 1].decode(errors="surrogateescape")
-        at += length
+        for entry in reader:
+            if entry.kind != "file":
+                raise _refused(window, f"{shown(entry.name)} in it is no regular file")
+            name = _plain_name(window, entry.name)
+            member = Member(name, entry.offset, entry.size)
+            if not window.holds(member.offset, member.part.size):
+                raise _refused(window, f"it is truncated: {shown(name)} goes beyond its end", AGAIN)
+            if name in found:
+                raise _refused(window, f"it holds {shown(name)} twice")
+            found[name] = member
+            if len(found) > _MAX_MEMBERS:
+                raise _refused(window, f"it has more than {_MAX_MEMBERS} members")
+    except TarError as error:
+        raise _refused(window, str(error), AGAIN if error.broken else "") from error
     return found
 
 
-_OF_ONE = ("path", "size", "linkpath")
+class _Stream:
+    """A window as the stream that `TarReader` reads."""
 
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._at = 0
 
-def _size(window: Window, text: str | None, size: int) -> int:
-    if text is None:
-        return size
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise _refused(window, f"a member's size is {shown(text)}")
-    return int(text)
+    def read(self, size: int, /) -> bytes:
+        data = self._window.read(self._at, size)
+        self._at += len(data)
+        return data
 
-
-def _padded(size: int) -> int:
-    return -(-size // SECTOR) * SECTOR
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._at = offset + (self._window.size if whence else 0)
+        return self._at
 
 
 def _plain_name(window: Window, text: str) -> str:

@@ -11,23 +11,31 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import struct
-import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from poclab.errors import PoclabError
+from poclab.tarwalk import Member, TarError, TarReader
+from poclab.units import GIB, MIB
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _DPKG = re.compile(r"var/lib/dpkg/(status|status\.d/[^/]+)")
-_DPKG_MOST = 64 * 1024 * 1024  # bytes of a status file that are read
+_DPKG_MOST = 64 * MIB  # bytes of a status file that are read
 # The first on Fedora and on bootc images, where /var is not part of the image.
 _RPM_IN = r"(?:usr/lib/sysimage/rpm|usr/share/rpm|var/lib/rpm)/"
 _RPM = re.compile(_RPM_IN + r"(rpmdb\.sqlite(?:-wal|-shm)?)")
+# A database has some 100 MiB, and a header in it 1 MiB; reading one takes a second or two.
+_RPM_MOST = GIB
+_RPM_HEADER_MOST = 64 * MIB
+_RPM_SECONDS = 60.0
 _OLD_RPM = re.compile(_RPM_IN + r"(?:Packages|Packages\.db)")
 _OLD_NOTE = "its rpm database is of a form before rpm 4.16"
 _OSTREE = "sysroot/ostree/"  # of a bootc image: the same files as in /usr once more
@@ -42,7 +50,7 @@ class File:
     """What is compared of a file that is no directory.
 
     Attributes:
-        kind: the type in the tar file.
+        kind: what it is, as in the tar file.
         mode: permission bits.
         owner: user and group ID.
         size: bytes.
@@ -84,58 +92,55 @@ def read_tree(stream: IO[bytes]) -> Tree:
     found: dict[str, str] = {}
     note = ""
     with tempfile.TemporaryDirectory(prefix="poclab-rpm-") as scratch:
+        reader = TarReader(stream)
         try:
-            for name, member, data in _members(stream):
-                if name.startswith(_OSTREE):
+            for member in reader:
+                name = _plain(member.name)
+                if name.startswith(_OSTREE) or member.kind == "directory":
                     continue
-                if member.islnk():
-                    files[name] = files.get(_plain(member.linkname), _file(member, ""))
-                elif data is None:
-                    files[name] = _file(member, member.linkname or _numbers(member))
+                if member.kind == "hardlink":
+                    files[name] = files.get(_plain(member.target), _file(member, ""))
+                elif member.kind != "file":
+                    files[name] = _file(member, member.target or _numbers(member))
                 elif _DPKG.fullmatch(name):
-                    text = data.read(_DPKG_MOST)
+                    text = reader.read(_DPKG_MOST)
                     found |= dpkg(text.decode(errors="replace"))
-                    files[name] = _file(member, hashlib.sha256(text).hexdigest())
+                    files[name] = _file(member, _digest(reader, text))
                 elif match := _RPM.fullmatch(name):
-                    with Path(scratch, match[1]).open("wb") as copy:
-                        shutil.copyfileobj(data, copy)
+                    _copy(reader, member, Path(scratch, match[1]))
                     files[name] = _file(member, "database")
                 else:
                     note = _OLD_NOTE if _OLD_RPM.fullmatch(name) else note
-                    files[name] = _file(member, _digest(data))
-        except tarfile.TarError as error:
+                    files[name] = _file(member, _digest(reader))
+        except TarError as error:
             raise PoclabError("the image's files cannot be read", why=str(error)) from error
         found |= rpm(Path(scratch))
     return Tree(files, found, "" if found else note or "it has no package database")
 
 
-def _members(stream: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes] | None]]:
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in archive:
-            # It keeps every header otherwise, a kilobyte each.
-            archive.members = []  # type: ignore[attr-defined]
-            if not member.isdir():
-                data = archive.extractfile(member) if member.isreg() else None
-                yield _plain(member.name), member, data
+def _copy(reader: TarReader, member: Member, target: Path) -> None:
+    if member.size > _RPM_MOST:
+        raise PoclabError("the image's rpm database cannot be read", why="it is too large")
+    with target.open("wb") as copy:
+        while piece := reader.read(MIB):
+            copy.write(piece)
 
 
 def _plain(name: str) -> str:
     return name.removeprefix("./").lstrip("/")
 
 
-def _file(member: tarfile.TarInfo, content: str) -> File:
-    kind = member.type.decode("ascii", "replace")
-    owner = (member.uid, member.gid)
-    return File(kind, member.mode & 0o7777, owner, member.size, content)
+def _file(member: Member, content: str) -> File:
+    return File(member.kind, member.mode, (member.uid, member.gid), member.size, content)
 
 
-def _numbers(member: tarfile.TarInfo) -> str:
-    return f"{member.devmajor}:{member.devminor}" if member.isdev() else ""
+def _numbers(member: Member) -> str:
+    return "{}:{}".format(*member.device) if member.kind in ("char", "block") else ""
 
 
-def _digest(data: IO[bytes]) -> str:
-    state = hashlib.sha256()
-    while piece := data.read(1 << 20):
+def _digest(reader: TarReader, begin: bytes = b"") -> str:
+    state = hashlib.sha256(begin)
+    while piece := reader.read(MIB):
         state.update(piece)
     return state.hexdigest()
 
@@ -150,7 +155,9 @@ def dpkg(text: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for stanza in re.split(r"\n[ \t]*\n", text):
-        fields = dict(re.findall(r"^([A-Za-z-]+):[ \t]*(.*?)[ \t]*$", stanza, re.MULTILINE))
+        # Blanks around a value are taken off later: a pattern for them would try each of many.
+        pairs = re.findall(r"^([A-Za-z-]+):(.*)$", stanza, re.MULTILINE)
+        fields = {key: value.strip(" \t") for key, value in pairs}
         name, version = fields.get("Package"), fields.get("Version")
         state = fields.get("Status", "install ok installed").split()
         if name and version and state[-1:] == ["installed"]:
@@ -180,12 +187,36 @@ def rpm(directory: Path) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     try:
         with closing(sqlite3.connect(database)) as connection:
+            _restrict(connection)
             for (blob,) in connection.execute("SELECT blob FROM Packages"):
                 name, version = rpm_header(bytes(blob))
                 found.setdefault(name, []).append(version)
     except (sqlite3.Error, ValueError) as error:
         raise PoclabError("the image's rpm database cannot be read", why=str(error)) from error
     return {name: " ".join(sorted(versions)) for name, versions in found.items()}
+
+
+def _restrict(connection: sqlite3.Connection) -> None:
+    """Have SQLite read a table and nothing else, in bounded time and memory.
+
+    A database is a program too: a view or a virtual table computes what is selected from it
+    (sqlite.org/security.html).
+
+    Raises:
+        ValueError: `Packages` is not an ordinary table.
+    """
+    import sqlite3
+
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _RPM_HEADER_MOST)
+    deadline = time.monotonic() + _RPM_SECONDS
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    row = connection.execute(
+        "SELECT type, sql FROM sqlite_master WHERE name = 'Packages' COLLATE NOCASE"
+    ).fetchone()
+    kind, sql = row or ("", "")
+    if kind != "table" or not re.match(r"\s*CREATE\s+TABLE\b", str(sql), re.IGNORECASE):
+        raise ValueError("Packages is not a table")
 
 
 def rpm_header(blob: bytes) -> tuple[str, str]:

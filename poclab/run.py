@@ -131,6 +131,7 @@ class Runner:
         timeout: float = 7200,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        limits: Mapping[int, int] | None = None,
         pass_fds: Sequence[int] = (),
         watch: Callable[[], None] | None = None,
     ) -> int:
@@ -143,6 +144,7 @@ class Runner:
             timeout: seconds before the process group is killed.
             env: variables added to the environment.
             cwd: the directory it runs in.
+            limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
             pass_fds: descriptors it gets, with the same numbers.
             watch: called again and again meanwhile; what it raises ends the process group, and
                 is raised.
@@ -156,7 +158,14 @@ class Runner:
         events.debug(f"run: {join(argv)}")
         output, both = subprocess.PIPE, subprocess.STDOUT
         process = _started(
-            argv, subprocess.DEVNULL, output, both, env=env, cwd=cwd, pass_fds=pass_fds
+            argv,
+            subprocess.DEVNULL,
+            output,
+            both,
+            env=env,
+            cwd=cwd,
+            limits=limits,
+            pass_fds=pass_fds,
         )
         timed_out = threading.Event()
 
@@ -271,7 +280,6 @@ _PACKAGES = {
     "ssh": "openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)",
     "ssh-keygen": "openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)",
     "mke2fs": "e2fsprogs",
-    "debugfs": "e2fsprogs",
     "mcopy": "mtools",
     "mformat": "mtools",
     "mmd": "mtools",
@@ -291,6 +299,7 @@ def _started(
     *,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    limits: Mapping[int, int] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a program; what its streams are is subprocess's to say."""
@@ -305,6 +314,7 @@ def _started(
             # A group of its own, to be ended as a whole; not a session of its own, which would
             # have no terminal, and sudo remembers a password by terminal.
             process_group=0,
+            preexec_fn=_limiter(limits),
             pass_fds=pass_fds,
         )
     except FileNotFoundError as error:

@@ -12,6 +12,7 @@ import shutil
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from poclab import container, disk, events
@@ -24,7 +25,7 @@ from poclab.names import shown
 from poclab.run import runner
 from poclab.units import MIB, format_size
 
-_E2FSPROGS = ("mke2fs", "debugfs", "e2fsck")
+_E2FSPROGS = ("mke2fs", "e2fsck")
 _PROGRAMS = ("podman", "sfdisk", *_E2FSPROGS, "mformat", "mmd", "mcopy", "qemu-img")
 _PACKAGES = {
     "podman": "podman",
@@ -33,7 +34,9 @@ _PACKAGES = {
     "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora)",
 }
 # Raised when this builder makes another disk of the same image.
-FORMAT = "direct 1"
+FORMAT = "direct 2"
+# An fstab has some lines; a larger one is left as it is.
+_MAX_FSTAB = MIB
 # FAT cannot tell times before 1980 and e2fsprogs takes 0 for "no time given".
 _FIRST_TIME = 315619200  # 1980-01-02
 # UUIDs of disks are derived in this namespace.
@@ -54,6 +57,7 @@ class Direct:
         """
         _check_request(request)
         esp.host_arch()
+        rootfs.check_library()
         for program in _PROGRAMS:
             if runner().which(program) is None:
                 package = _PACKAGES.get(program, "mtools")
@@ -97,11 +101,10 @@ class Direct:
         events.step("look for kernel, initramfs and init", image=request.image)
         members = rootfs.listing(tar)
         bootable = _bootable(members, request)
-        root = _unpacked(tar, members, work, request)
+        root = _completed(rootfs.Tree(tar, members), request)
+        raw = _raw_disk(root, bootable, arch, request)
         # Two copies of the content are enough at any time.
         tar.unlink()
-        raw = _raw_disk(root, bootable, arch, request)
-        shutil.rmtree(root.tree)
         target = work / "disk.qcow2"
         events.step("convert to qcow2", disk=str(target))
         disk.convert_to_qcow2(raw, "raw", target)
@@ -120,17 +123,20 @@ def _unwritable(request: BuildRequest, why: str) -> PoclabError:
 
 @dataclass(frozen=True)
 class _Root:
-    """The image's files, unpacked.
+    """The root file system to be.
 
     Attributes:
-        tree: where they are.
-        members: what they are.
+        tree: its files.
         epoch: the newest file's time, which stands for the time of the build.
     """
 
-    tree: Path
-    members: rootfs.Members
+    tree: rootfs.Tree
     epoch: int
+
+    @property
+    def members(self) -> rootfs.Members:
+        """Its files by path."""
+        return self.tree.members
 
 
 def _check_request(request: BuildRequest) -> None:
@@ -166,20 +172,18 @@ def _check_space(request: BuildRequest) -> None:
 
 def _bootable(members: rootfs.Members, request: BuildRequest) -> Bootable:
     return find_bootable(
-        [name for name, member in members.items() if member.isreg() or member.islnk()],
-        [name for name, member in members.items() if member.issym()],
+        rootfs.kinds(members, "file", "hardlink"),
+        rootfs.kinds(members, "symlink"),
         request.kernel_args,
     )
 
 
-def _unpacked(tar: Path, members: rootfs.Members, work: Path, request: BuildRequest) -> _Root:
-    newest = max((int(member.mtime) for member in members.values()), default=0)
+def _completed(tree: rootfs.Tree, request: BuildRequest) -> _Root:
+    newest = rootfs.newest(tree.members.values())
     # A file of the future would have the file system checked at every boot until then.
     epoch = max(_FIRST_TIME, min(newest, int(time.time())))
-    rootfs.complete(members, epoch)
-    events.step("unpack the image's files", files=len(members))
-    root = _Root(work / "tree", members, epoch)
-    rootfs.unpack(tar, members, root.tree)
+    rootfs.complete(tree.members, epoch)
+    root = _Root(tree, epoch)
     _make_growable(root, _id(request, "root"))
     _order_networkd(root)
     _warn_of_machine_id(root, request.image)
@@ -189,9 +193,9 @@ def _unpacked(tar: Path, members: rootfs.Members, work: Path, request: BuildRequ
 def _warn_of_machine_id(root: _Root, image: str) -> None:
     """VMs with one machine ID ask a DHCP server for one address (machine-id(5))."""
     member = root.members.get("etc/machine-id")
-    if member is None or not member.isreg() or member.size > 64:
+    if member is None or member.kind != "file" or member.size > 64:
         return
-    if (root.tree / "etc/machine-id").read_bytes().strip() not in (b"", b"uninitialized"):
+    if root.tree.read("etc/machine-id", 64).strip() not in (b"", b"uninitialized"):
         events.warning(
             f"{image} has a filled /etc/machine-id, so all its VMs share it: "
             "empty it in the Containerfile"
@@ -209,23 +213,20 @@ def _make_growable(root: _Root, root_uuid: str) -> None:
         return
     repart = [name for name in members if "/repart.d/" in name and name.endswith(".conf")]
     if not repart and _can_add(members, "usr/lib/repart.d/50-root.conf"):
-        text = "[Partition]\nType=root\n"
-        rootfs.add_file(members, root.tree, "usr/lib/repart.d/50-root.conf", text, root.epoch)
+        text = b"[Partition]\nType=root\n"
+        root.tree.add("usr/lib/repart.d/50-root.conf", text, root.epoch)
     before = members.get("etc/fstab")
-    if not _can_add(members, "etc/fstab") or (before is not None and not before.isreg()):
+    if not _can_add(members, "etc/fstab", replace="file"):
         return
-    fstab = root.tree / "etc/fstab"
-    old = fstab.read_bytes().decode(errors="surrogateescape") if before is not None else ""
-    fields = [line.split() for line in old.splitlines() if not line.lstrip().startswith("#")]
-    if any(len(row) > 1 and row[1] == "/" for row in fields):
+    if before is not None and before.size > _MAX_FSTAB:
         return
-    new = f"UUID={root_uuid} / ext4 defaults,x-systemd.growfs 0 1\n"
-    separator = "" if not old or old.endswith("\n") else "\n"
-    owner = members.pop("etc/fstab", None)
-    rootfs.add_file(members, root.tree, "etc/fstab", old + separator + new, root.epoch)
-    if owner is not None:
-        owner.size = members["etc/fstab"].size
-        members["etc/fstab"] = owner
+    old = root.tree.read("etc/fstab", _MAX_FSTAB) if before is not None else b""
+    fields = [line.split() for line in old.splitlines() if not line.lstrip().startswith(b"#")]
+    if any(len(row) > 1 and row[1] == b"/" for row in fields):
+        return
+    new = f"UUID={root_uuid} / ext4 defaults,x-systemd.growfs 0 1\n".encode()
+    separator = b"" if not old or old.endswith(b"\n") else b"\n"
+    root.tree.add("etc/fstab", old + separator + new, root.epoch, like=before)
 
 
 def _order_networkd(root: _Root) -> None:
@@ -237,37 +238,31 @@ def _order_networkd(root: _Root) -> None:
     unit = "usr/lib/systemd/system/systemd-networkd.service"
     name = f"{unit}.d/50-poclab.conf"
     if unit in root.members and _can_add(root.members, name):
-        text = "[Unit]\nAfter=systemd-tmpfiles-setup.service\n"
-        rootfs.add_file(root.members, root.tree, name, text, root.epoch)
+        root.tree.add(name, b"[Unit]\nAfter=systemd-tmpfiles-setup.service\n", root.epoch)
 
 
-def _can_add(members: rootfs.Members, name: str) -> bool:
-    """Whether each directory above a new file is a directory or not there yet."""
+def _can_add(members: rootfs.Members, name: str, replace: str = "") -> bool:
+    """Whether a file can be added: every parent is a directory or missing, and nothing is there.
+
+    Args:
+        members: the image's files.
+        name: the file's path.
+        replace: a kind of file that may be there.
+    """
     parts = name.split("/")
     above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
-    return all(parent not in members or members[parent].isdir() for parent in above)
+    if name in members and members[name].kind != replace:
+        return False
+    return all(parent not in members or members[parent].kind == "directory" for parent in above)
 
 
 def _raw_disk(root: _Root, bootable: Bootable, arch: esp.Arch, request: BuildRequest) -> Path:
     work = request.workdir
     scratch = work / "esp"
     scratch.mkdir()
-    kernel = root.tree / bootable.kernel.vmlinuz
-    with kernel.open("rb") as file:
-        # The kernel's EFI stub makes it a PE file; systemd-boot starts nothing else.
-        if file.read(2) != b"MZ":
-            raise PoclabError(
-                f"/{bootable.kernel.vmlinuz} cannot be started by UEFI",
-                why="it has no EFI stub (CONFIG_EFI_STUB)",
-                fix="use a distribution's kernel in the Containerfile",
-            )
-    own = root.members.get(f"{esp.LOADER_DIR}/{arch.loader}")
-    loader = root.tree / own.name if own and own.isreg() else esp.host_loader(arch)
-    if loader is None:
-        raise esp.loader_missing(arch)
     options = _command_line(request, bootable, arch)
-    initramfs = root.tree / bootable.kernel.initramfs
-    files = esp.loader_files(arch, loader, kernel, initramfs, options, scratch, root.epoch)
+    sources = _boot_files(root, bootable, arch)
+    files = esp.loader_files(sources, options, scratch, root.epoch)
     layout = _layout(request, esp.esp_size(list(files.values())), root)
     raw = work / "disk.raw"
     events.step("partition the disk", size=layout.disk_size)
@@ -279,26 +274,49 @@ def _raw_disk(root: _Root, bootable: Bootable, arch: esp.Arch, request: BuildReq
     return raw
 
 
+def _boot_files(root: _Root, bootable: Bootable, arch: esp.Arch) -> dict[str, esp.Source]:
+    """Where the files of the FAT partition come from, by path in it."""
+    tree = root.tree
+    vmlinuz, initramfs = bootable.kernel.vmlinuz, bootable.kernel.initramfs
+    # The kernel's EFI stub makes it a PE file; systemd-boot starts nothing else.
+    if tree.read(tree.resolved(vmlinuz), 2) != b"MZ":
+        raise PoclabError(
+            f"/{vmlinuz} cannot be started by UEFI",
+            why="it has no EFI stub (CONFIG_EFI_STUB)",
+            fix="use a distribution's kernel in the Containerfile",
+        )
+    name = f"{esp.LOADER_DIR}/{arch.loader}"
+    own = tree.members.get(name)
+    host = esp.host_loader(arch)
+    if own is not None and own.kind == "file":
+        loader: esp.Source = partial(tree.copy, name)
+    elif host is not None:
+        loader = partial(shutil.copyfile, host)
+    else:
+        raise esp.loader_missing(arch)
+    return {
+        f"EFI/BOOT/{arch.removable}": loader,
+        "vmlinuz": partial(tree.copy, vmlinuz),
+        "initrd.img": partial(tree.copy, initramfs),
+    }
+
+
 def _write_root(raw: Path, layout: esp.Layout, root: _Root, request: BuildRequest) -> None:
-    work = request.workdir
+    work, place = request.workdir, layout.root_start
     events.step("make the root file system", size=layout.root_size, files=len(root.members))
     rootfs.make_ext4(
         work,
         raw.name,
-        root.tree.name,
-        offset=layout.root_start,
+        offset=place,
         size=layout.root_size,
         uuid=_id(request, "root"),
         files=len(root.members),
         epoch=root.epoch,
     )
-    events.step("set owners, modes and extended attributes", files=len(root.members))
-    values = work / "xattrs"
-    values.mkdir()
-    commands = rootfs.debugfs_script(root.members, root.tree, values)
-    rootfs.apply_script(work, raw.name, layout.root_start, commands, root.epoch)
+    events.step("write the image's files", files=len(root.members))
+    rootfs.fill(work, raw.name, root.tree, offset=place, size=layout.root_size, epoch=root.epoch)
     events.step("check the root file system")
-    rootfs.check_ext4(work, raw.name, layout.root_start, root.epoch)
+    rootfs.check_ext4(work, raw.name, place, root.epoch)
 
 
 def _layout(request: BuildRequest, esp_bytes: int, root: _Root) -> esp.Layout:

@@ -5,8 +5,9 @@ Written with sfdisk and mtools into a plain file: no loop device, no mount.
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from poclab.run import CommandFailed, runner
 from poclab.units import MIB
 
 SECTOR = 512
+# Writes a file's content to a new path.
+Source = Callable[[Path], object]
 # The first partition begins at 1 MiB, and the last MiB holds the second copy of the GPT.
 START = MIB
 END = MIB
@@ -189,7 +192,7 @@ def _run(
 
 
 def loader_files(
-    arch: Arch, loader: Path, kernel: Path, initramfs: Path, options: str, scratch: Path, epoch: int
+    sources: Mapping[str, Source], options: str, scratch: Path, epoch: int
 ) -> dict[str, Path]:
     """The files of the FAT partition: systemd-boot, its one entry, kernel and initramfs.
 
@@ -197,17 +200,14 @@ def loader_files(
     (Boot Loader Specification, type #1).
 
     Args:
-        arch: the processor.
-        loader: systemd-boot.
-        kernel: the kernel.
-        initramfs: its initramfs.
-        options: the kernel command line.
+        sources: loader, kernel and initramfs (`vmlinuz`, `initrd.img`) by path in the partition.
+        options: the kernel command line; a line break in it would begin another field.
         scratch: an empty directory of the caller.
         epoch: the time the files get.
-    """
-    import os
-    import shutil
 
+    Returns:
+        Where each file of the partition is, by its path there.
+    """
     texts = {
         "loader/loader.conf": "timeout 0\ndefault poclab.conf\neditor no\n",
         "loader/entries/poclab.conf": (
@@ -215,12 +215,11 @@ def loader_files(
         ),
     }
     files: dict[str, Path] = {}
-    copies = {f"EFI/BOOT/{arch.removable}": loader, "vmlinuz": kernel, "initrd.img": initramfs}
-    for name in (*copies, *texts):
+    for name in (*sources, *texts):
         path = files[name] = scratch / name.replace("/", "_")
         if name in texts:
             path.write_text(texts[name])
         else:
-            shutil.copyfile(copies[name], path)
+            sources[name](path)
         os.utime(path, (epoch, epoch))
     return files

@@ -123,6 +123,8 @@ def asking(kernel_args: str) -> str:
     Args:
         kernel_args: kernel arguments of the installed system, separated by blanks.
     """
+    # A kickstart is read line by line, quoted or not: a line break would begin another command.
+    kernel_args = " ".join(kernel_args.split())
     loader = f"bootloader --append={quote(kernel_args)}\n" if kernel_args else ""
     return _ASKING + loader
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from poclab.errors import PoclabError
 
+# The version is an image's word that ends up in messages and in manifests, so it has to look like
+# `uname -r`: 64 bytes at most (utsname(2)). Other files are not kernels.
+_VERSION = r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}"
 # bootc images, and every package of a kernel on Fedora, keep it beside its modules.
-_BOOTC_KERNEL = re.compile(r"(?:usr/)?lib/modules/([^/]+)/vmlinuz")
-_BOOTC_INITRAMFS = re.compile(r"(?:usr/)?lib/modules/([^/]+)/initramfs\.img")
+_BOOTC_KERNEL = re.compile(rf"(?:usr/)?lib/modules/({_VERSION})/vmlinuz")
+_BOOTC_INITRAMFS = re.compile(rf"(?:usr/)?lib/modules/({_VERSION})/initramfs\.img")
 # Debian, Ubuntu, Fedora, Alpine: named after the version, or without one in tiny appliances.
-_BOOT_KERNEL = re.compile(r"(?:boot/)?vmlinuz(?:-([^/]+))?")
-_BOOT_INITRAMFS = re.compile(r"(?:boot/)?(?:initrd|initramfs)(?:\.img)?(?:-([^/]+?))?(?:\.img)?")
+_BOOT_KERNEL = re.compile(rf"(?:boot/)?vmlinuz(?:-({_VERSION}))?")
+_BOOT_INITRAMFS = re.compile(
+    rf"(?:boot/)?(?:initrd|initramfs)(?:\.img)?(?:-({_VERSION}?))?(?:\.img)?"
+)
 
 # What a kernel runs after the initramfs (init/main.c), in its order.
 _KERNEL_INITS = ("sbin/init", "usr/sbin/init", "etc/init", "bin/init", "usr/bin/init")
@@ -137,22 +141,6 @@ def find_bootable(
         "the container image has no init",
         why="there is no /sbin/init and no /usr/lib/systemd/systemd",
         fix="install systemd or another init in the Containerfile, or give init= to the kernel",
-    )
-
-
-def check_bootable(tar: Path, kernel_args: Iterable[str] = ()) -> Bootable:
-    """Find out how an image exported as a tar file boots.
-
-    Raises:
-        PoclabError: it has no kernel, no initramfs or no init, or the file is no tar file.
-    """
-    from poclab.builders.rootfs import listing
-
-    members = listing(tar)
-    return find_bootable(
-        [name for name, member in members.items() if member.isreg() or member.islnk()],
-        [name for name, member in members.items() if member.issym()],
-        kernel_args,
     )
 
 

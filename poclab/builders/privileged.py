@@ -166,6 +166,9 @@ def take(made: Path, target: Path, builder: str, log: Path) -> Path:
     events.step("take the disk", disk=str(target))
     if made.stat().st_uid != os.geteuid():
         owner = f"{os.getuid()}:{os.getgid()}"
-        runner().run([*container.sudo_prefix(), "chown", "--", owner, str(made)], timeout=60)
+        runner().run(
+            [*container.sudo_prefix(), "chown", "--no-dereference", "--", owner, str(made)],
+            timeout=60,
+        )
     made.rename(target)
     return target

@@ -1,83 +1,154 @@
 """From an exported container image to an ext4 file system, without any privilege.
 
-The files are unpacked as the calling user and copied into the file system by
-`mke2fs -d`; what that user may not set on the host (owners, modes, capabilities, device
-nodes) is then written straight into the file system by one run of debugfs. Root takes the
-same way, so that both get the same bytes. 50,000 files take debugfs about two seconds.
+The image's files are never unpacked. mke2fs makes an empty file system inside the disk file, and
+a process of poclab's own (`ext4writer`) writes each file of the archive straight into it with
+libext2fs: names, targets, attributes and content are data all the way, and nothing an image holds
+is ever a path, a command or a link on this host. Owners, modes, capabilities and device nodes are
+written as numbers, so nobody needs to be root, and every user gets the same bytes.
 """
 
 from __future__ import annotations
 
-import copy
+import json
 import os
-import shutil
-import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import resource
+import sys
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from poclab import events
 from poclab.errors import PoclabError
-from poclab.names import shown
+from poclab.names import plain, shown
 from poclab.run import runner
-from poclab.units import MIB, format_size
+from poclab.tarwalk import Member, TarError, TarReader, encoded
+from poclab.units import GIB, MIB, format_size
 
-_XATTR = "SCHILY.xattr."
 _BLOCK = 4096
 _INODE = 256
-# i_mode's file types (inode(7)).
-_REGULAR, _DIRECTORY, _SYMLINK = 0o100000, 0o040000, 0o120000
-_TYPES = {tarfile.DIRTYPE: _DIRECTORY, tarfile.SYMTYPE: _SYMLINK}
-_NODES = {
-    tarfile.CHRTYPE: (0o020000, "c"),
-    tarfile.BLKTYPE: (0o060000, "b"),
-    tarfile.FIFOTYPE: (0o010000, "p"),
-}
 # Directories a container runtime makes for itself and a kernel or an init mounts on.
 _MOUNT_POINTS = {"dev": 0o755, "proc": 0o555, "run": 0o755, "sys": 0o555, "tmp": 0o1777}
+# What ext4 can carry (kernel: Documentation/filesystems/ext4, fs/ext4/ext4.h, limits.h).
+_NAME_MAX, _TARGET_MAX, _LINK_MAX = 255, 4095, 65000
+_XATTR_NAME_MAX = 255
+_ID_MAX = (1 << 32) - 2  # the largest number says "nobody is set" (chown(2))
+_MAJOR_MAX, _MINOR_MAX = (1 << 12) - 1, (1 << 20) - 1
+# Attribute names ext4 stores (fs/ext4/xattr.c): `system.` has these two and nothing else.
+_XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
+_XATTR_WHOLE = (b"system.posix_acl_access", b"system.posix_acl_default")
 
-Members = dict[str, tarfile.TarInfo]
+Members = dict[str, Member]
 
 
-@contextmanager
-def opened(tar: Path) -> Iterator[tarfile.TarFile]:
-    """Open an uncompressed tar file.
+@dataclass
+class Tree:
+    """The files of a root file system to be.
+
+    Attributes:
+        tar: the archive most of the content is in.
+        members: the files by path, without `/` before it; the root directory is "".
+        added: the content of files that are not in the archive, by path.
+    """
+
+    tar: Path
+    members: Members
+    added: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, name: str, content: bytes, mtime: int, like: Member | None = None) -> None:
+        """Add or replace a small file, with the directories above it.
+
+        Args:
+            name: its path.
+            content: what is in it.
+            mtime: seconds since 1970.
+            like: a file whose owner and mode it takes; root's and 0644 otherwise.
+        """
+        above = name.split("/")[:-1]
+        for depth in range(1, len(above) + 1):
+            parent = "/".join(above[:depth])
+            if parent not in self.members:
+                self.members[parent] = directory(parent, 0o755, mtime)
+        made = Member(name, "file", mtime=mtime * 10**9)
+        if like is not None:
+            made = replace(like, name=name)
+        self.members[name] = replace(made, size=len(content))
+        self.added[name] = content
+
+    def read(self, name: str, most: int) -> bytes:
+        """Read the beginning of a file of the archive."""
+        with self.tar.open("rb") as tar:
+            member = self.members[name]
+            tar.seek(member.offset)
+            return tar.read(min(member.size, most))
+
+    def copy(self, name: str, target: Path) -> None:
+        """Copy a file's content out of the archive into a new file.
+
+        Raises:
+            OSError: there is no room, or the file exists.
+        """
+        member = self.members[self.resolved(name)]
+        with self.tar.open("rb") as tar, target.open("xb") as copy:
+            tar.seek(member.offset)
+            left = member.size
+            while left and (piece := tar.read(min(left, MIB))):
+                copy.write(piece)
+                left -= len(piece)
+
+    def resolved(self, name: str) -> str:
+        """Give the name a hard link stands for; for any other file, its own."""
+        member = self.members[name]
+        return _safe(member.target) if member.kind == "hardlink" else name
+
+
+def check_library() -> None:
+    """Check that the library that writes ext4 can be loaded.
 
     Raises:
-        PoclabError: it is none, or is cut off.
+        PoclabError: it is missing, or too old.
     """
+    from poclab.builders import ext2fs
+
     try:
-        with tarfile.open(tar, "r:", errorlevel=2) as archive:
-            yield archive
-    except tarfile.TarError as error:
-        raise PoclabError("the exported image cannot be read", why=str(error)) from error
+        ext2fs.Library()
+    except OSError as error:
+        raise PoclabError(
+            f"{ext2fs.LIBRARY} cannot be loaded",
+            why=plain(str(error)),
+            fix="install the package e2fsprogs, version 1.46 or later",
+        ) from error
 
 
 def listing(tar: Path) -> Members:
-    """What a tar file holds, by path without a leading `./`; the root directory is "".
+    """List what a tar file contains, by path without a leading `./`; the root directory is "".
 
     Raises:
-        PoclabError: a name could lead out of the tree, occurs twice or cannot be handled.
+        PoclabError: it is damaged, or holds a file that ext4 cannot carry or that leads out of
+            the tree.
     """
     members: Members = {}
-    _check_end(tar)
-    with opened(tar) as archive:
-        for member in archive:
-            name = _safe(member.name)
-            before = members.get(name)
-            if before is not None and not (before.isdir() and member.isdir()):
-                raise _odd(member.name, "it occurs twice")
-            members[name] = member
-    _check(members)
+    with tar.open("rb") as stream:
+        try:
+            for member in TarReader(stream, seekable=True):
+                name = _safe(member.name)
+                before = members.get(name)
+                if before is not None and not before.kind == member.kind == "directory":
+                    raise _odd(member.name, "duplicate name")
+                _check_one(name, member)
+                members[name] = member
+        except TarError as error:
+            raise PoclabError("the exported image cannot be read", why=str(error)) from error
+    _check_tree(members)
     return members
 
 
-def _check_end(tar: Path) -> None:
-    """A tar file ends with two blocks of zeros (POSIX pax); tarfile does without them."""
-    with tar.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
-        if file.read() != bytes(1024):
-            raise PoclabError("the exported image cannot be read", why="it is cut off")
+def kinds(members: Members, *wanted: str) -> list[str]:
+    """Give the names of the files of some kinds."""
+    return [name for name, member in members.items() if member.kind in wanted]
 
 
 def _safe(raw: str) -> str:
@@ -85,48 +156,79 @@ def _safe(raw: str) -> str:
         raise _odd(raw, "it begins with /")
     parts = [part for part in raw.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise _odd(raw, "it holds ..")
-    # debugfs reads its commands line by line and has no way to write these.
-    if any(char in raw for char in "\n\r\0"):
-        raise _odd(raw, "it holds a line break")
+        raise _odd(raw, "it contains ..")
     return "/".join(parts)
 
 
 def _odd(name: str, why: str) -> PoclabError:
-    return PoclabError(f"the container image has a file called {shown(name, 120)}", why=why)
+    return PoclabError(
+        f"the container image has a file that cannot be put on a disk: {shown(name, 120)}",
+        why=why,
+        fix="remove or rename it in the Containerfile",
+    )
 
 
-def _check(members: Members) -> None:
+def _check_one(name: str, member: Member) -> None:
+    """Check that ext4 can carry a file."""
+    if "\0" in member.name or "\0" in member.target:
+        raise _odd(member.name, "its name or target contains a NUL byte")
+    if any(len(encoded(part)) > _NAME_MAX for part in name.split("/")):
+        raise _odd(member.name, f"a part of its name is longer than {_NAME_MAX} bytes")
+    if not (0 <= member.uid <= _ID_MAX and 0 <= member.gid <= _ID_MAX):
+        raise _odd(member.name, f"invalid owner {member.uid}:{member.gid}")
+    if member.kind == "other":
+        raise _odd(member.name, "unknown file type")
+    major, minor = member.device
+    if not (0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX):
+        raise _odd(member.name, f"invalid device number {major}:{minor}")
+    if member.kind == "symlink" and not 1 <= len(encoded(member.target)) <= _TARGET_MAX:
+        raise _odd(member.name, f"its target is empty or longer than {_TARGET_MAX} bytes")
+    if name in ("", "lost+found") and member.kind != "directory":
+        raise _odd(member.name, "this name belongs to a directory that every ext4 has")
+    for key in member.xattrs:
+        _check_xattr(member, key)
+    if sum(len(key) + len(value) for key, value in member.xattrs.items()) > _BLOCK + _INODE:
+        raise _odd(member.name, f"its extended attributes take more than {_BLOCK} bytes")
+
+
+def _check_xattr(member: Member, key: bytes) -> None:
+    text = shown(key.decode("utf-8", "surrogateescape"), 120)
+    prefix = next((p for p in _XATTR_PREFIXES if key.startswith(p)), None)
+    if prefix is None and key not in _XATTR_WHOLE:
+        raise _odd(member.name, f"ext4 cannot store its extended attribute {text}")
+    if prefix is not None and not len(prefix) < len(key) <= _XATTR_NAME_MAX:
+        raise _odd(member.name, f"its extended attribute {text} has a name of {len(key)} bytes")
+    if b"\0" in key:
+        raise _odd(member.name, f"its extended attribute {text} contains a NUL byte")
+
+
+def _check_tree(members: Members) -> None:
     """Every parent is a directory (a missing one is added), every hard link has its file."""
+    links: dict[str, int] = {}
     for name, member in list(members.items()):
         parent = os.path.dirname(name)  # noqa: PTH120 - text, not a path of this host
         while parent and parent not in members:
-            members[parent] = directory(parent, 0o755, int(member.mtime))
+            members[parent] = directory(parent, 0o755, member.mtime // 10**9)
             parent = os.path.dirname(parent)  # noqa: PTH120
-        if parent and not members[parent].isdir():
+        if parent and members[parent].kind != "directory":
             raise _odd(member.name, f"{shown(parent)} is not a directory")
-        if member.islnk():
-            target = members.get(_safe(member.linkname))
-            if target is None or not (target.isreg() or target.issym()):
-                raise _odd(member.name, f"it is a hard link to {shown(member.linkname)}")
-            if target.issym():
-                # mke2fs copies each name of a symbolic link as a link of its own.
-                members[name] = _renamed(target, name)
-        elif not (member.isreg() or member.type in _TYPES or member.type in _NODES):
-            raise _odd(member.name, f"its type is {member.type!r}")
+        if member.kind == "hardlink":
+            target = _safe(member.target)
+            if target not in members or members[target].kind in ("directory", "hardlink"):
+                raise _odd(member.name, f"it is a hard link to {shown(member.target)}")
+            links[target] = links.get(target, 1) + 1
+    for name, member in members.items():
+        if member.kind == "directory" and name:
+            parent = os.path.dirname(name)  # noqa: PTH120
+            links[parent] = links.get(parent, 2) + 1
+    for name, count in links.items():
+        if count > _LINK_MAX:
+            raise _odd(f"/{name}", f"it has more than {_LINK_MAX:,} links")
 
 
-def _renamed(member: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
-    made = copy.copy(member)
-    made.name = name
-    return made
-
-
-def directory(name: str, mode: int, mtime: int) -> tarfile.TarInfo:
-    """A directory of root's."""
-    made = tarfile.TarInfo(name)
-    made.type, made.mode, made.mtime = tarfile.DIRTYPE, mode, mtime
-    return made
+def directory(name: str, mode: int, mtime: int) -> Member:
+    """A directory of root's; the time in seconds."""
+    return Member(name, "directory", mode, mtime=mtime * 10**9)
 
 
 def complete(members: Members, mtime: int) -> None:
@@ -137,140 +239,16 @@ def complete(members: Members, mtime: int) -> None:
 
 
 def content_size(members: Members) -> int:
-    """Bytes that the files take in ext4: whole blocks, inodes, directories."""
+    """Estimate the bytes that the files take in ext4: whole blocks, inodes, directories."""
     size = 0
     for member in members.values():
         size += _INODE + 64
-        if member.isreg():
-            size += -(-member.size // _BLOCK) * _BLOCK
-        elif member.isdir():
+        size += -(-member.size // _BLOCK) * _BLOCK
+        if member.kind == "directory":
+            size += _BLOCK
+        if len(member.target) > 59 or member.text_size > _INODE:
             size += _BLOCK
     return size
-
-
-def unpack(tar: Path, members: Members, tree: Path) -> None:
-    """Unpack the files, as this user's own and readable by this user alone.
-
-    Nothing is ever written through a link: `listing` saw to it that every parent is a
-    directory, and each file is made new.
-
-    Raises:
-        PoclabError: the tar file is damaged.
-        OSError: there is no room.
-    """
-    tree.mkdir(mode=0o700)
-    for name in sorted(name for name, member in members.items() if member.isdir() and name):
-        (tree / name).mkdir(mode=0o700)
-    # In the order of their names: mke2fs gives inodes in the order it finds files, which
-    # for some host file systems is the order they were made in.
-    wanted = sorted(name for name, m in members.items() if m.isreg() or m.issym())
-    total = len(wanted)
-    with opened(tar) as archive:
-        for count, name in enumerate(wanted):
-            _unpack_one(archive, members[name], tree / name)
-            if count % 1000 == 0:
-                events.progress("unpack", count, total)
-    _link(members, tree)
-
-
-def _unpack_one(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    if member.issym():
-        path.symlink_to(member.linkname)
-        return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as target:
-        source = archive.extractfile(member)
-        assert source is not None
-        shutil.copyfileobj(source, target, MIB)
-        if target.tell() != member.size:
-            raise PoclabError("the exported image is cut off")
-
-
-def _link(members: Members, tree: Path) -> None:
-    for name in sorted(name for name, member in members.items() if member.islnk()):
-        target = tree / _safe(members[name].linkname)
-        os.link(target, tree / name, follow_symlinks=False)
-
-
-def add_file(members: Members, tree: Path, name: str, text: str, mtime: int) -> None:
-    """Add a small file of root's to an unpacked tree, with the directories above it."""
-    above = name.split("/")[:-1]
-    for depth in range(1, len(above) + 1):
-        parent = "/".join(above[:depth])
-        if parent not in members:
-            members[parent] = directory(parent, 0o755, mtime)
-            (tree / parent).mkdir(mode=0o700)
-    (tree / name).write_bytes(text.encode(errors="surrogateescape"))
-    member = tarfile.TarInfo(name)
-    member.mode, member.mtime, member.size = (
-        0o644,
-        mtime,
-        len(text.encode(errors="surrogateescape")),
-    )
-    members[name] = member
-
-
-def debugfs_script(members: Members, tree: Path, values: Path) -> list[str]:
-    """The debugfs commands that give the files their owners, modes, xattrs and nodes.
-
-    Args:
-        members: the files.
-        tree: where they are unpacked; xattrs the host put on them (SELinux labels, ACLs
-            inherited from a directory) are removed again.
-        values: a directory for the values of xattrs, which may hold any byte.
-    """
-    commands: list[str] = []
-    numbers: dict[bytes, Path] = {}
-    inodes = [(name, m) for name, m in sorted(members.items()) if not m.islnk()]
-    # All nodes first: making one changes the time of the directory it is in.
-    for name, member in inodes:
-        if member.type in _NODES:
-            commands += _make_node(name, member)
-    for name, member in inodes:
-        path = _quoted(f"/{name}")
-        commands += _set_inode(path, member)
-        wanted = _xattrs(member)
-        if member.type not in _NODES:
-            present = os.listxattr(tree / name, follow_symlinks=False)
-            commands += [f"ea_rm {path} {_quoted(x)}" for x in present if x not in wanted]
-        for key, value in sorted(wanted.items()):
-            file = numbers.get(value)
-            if file is None:
-                file = numbers[value] = values / str(len(numbers))
-                file.write_bytes(value)
-            commands.append(f"ea_set -f {values.name}/{file.name} {path} {_quoted(key)}")
-    return commands
-
-
-def _make_node(name: str, member: tarfile.TarInfo) -> list[str]:
-    letter = _NODES[member.type][1]
-    parent, _, base = name.rpartition("/")
-    device = "" if letter == "p" else f" {member.devmajor} {member.devminor}"
-    # mknod takes a name in the current directory, not a path.
-    return [f"cd {_quoted('/' + parent)}", f"mknod {_quoted(base)} {letter}{device}"]
-
-
-def _set_inode(path: str, member: tarfile.TarInfo) -> list[str]:
-    node = _NODES.get(member.type)
-    kind = node[0] if node else _TYPES.get(member.type, _REGULAR)
-    mode = 0o777 if member.issym() else member.mode & 0o7777
-    fields = {"mode": f"0{kind | mode:o}", "uid": str(member.uid), "gid": str(member.gid)}
-    # The host's files have the time of unpacking.
-    fields |= dict.fromkeys(("atime", "ctime", "mtime"), f"@{int(member.mtime)}")
-    return [f"sif {path} {field} {value}" for field, value in fields.items()]
-
-
-def _xattrs(member: tarfile.TarInfo) -> dict[str, bytes]:
-    return {
-        key.removeprefix(_XATTR): value.encode("utf-8", "surrogateescape")
-        for key, value in member.pax_headers.items()
-        if key.startswith(_XATTR)
-    }
-
-
-def _quoted(text: str) -> str:
-    # lib/ss/parse.c: a string in double quotes, in which two of them stand for one.
-    return '"' + text.replace('"', '""') + '"'
 
 
 # The features of an ext4 made by e2fsprogs 1.43 to 1.46: every kernel since 4.4 mounts it,
@@ -290,15 +268,14 @@ features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,ex
 
 
 def make_ext4(
-    work: Path, disk: str, tree: str, *, offset: int, size: int, uuid: str, files: int, epoch: int
+    work: Path, disk: str, *, offset: int, size: int, uuid: str, files: int, epoch: int
 ) -> None:
-    """Make an ext4 with a tree's files inside a disk file.
+    """Make an empty ext4 inside a disk file.
 
     Args:
-        work: the directory both are in; programs run in it, so that no character of its
+        work: the directory the disk is in; programs run in it, so that no character of its
             path can be taken for an option.
         disk: the disk file's name.
-        tree: the tree's name.
         offset: where in the disk the file system begins, in bytes.
         size: its size in bytes.
         uuid: its UUID; also seeds its directory hashes.
@@ -306,24 +283,23 @@ def make_ext4(
         epoch: the time it is made at.
 
     Raises:
-        PoclabError: the files do not fit, or mke2fs failed.
+        PoclabError: mke2fs failed.
     """
     config = work / "mke2fs.conf"
     config.write_text(_MKE2FS_CONF)
     extended = f"offset={offset},hash_seed={uuid},root_owner=0:0"
     argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-U", uuid, "-m", "1"]
-    argv += ["-E", extended, "-d", tree]
+    argv += ["-E", extended]
     inodes = files + files // 4 + 64
     if inodes > size // 16384:
         argv += ["-N", str(inodes)]
-    env = {"MKE2FS_CONFIG": str(config), "E2FSPROGS_FAKE_TIME": str(epoch), "TZ": "UTC"}
+    env = _environment(epoch) | {"MKE2FS_CONFIG": str(config)}
     result = runner().run(
         [*argv, disk, f"{size // 1024}k"], cwd=work, env=env, check=False, timeout=3600
     )
     text = result.stdout + result.stderr
-    if result.code != 0 or "while populating" in text or "while writing" in text:
-        # ext2_err.et: what libext2fs says when the file system, not the host's, is full.
-        if "Could not allocate" in text or "No free" in text:
+    if result.code != 0 or "while writing" in text:
+        if "Not enough space" in text or "too small" in text or "too big" in text:
             raise too_small(size)
         raise PoclabError("mke2fs failed", why=result.last_line)
 
@@ -337,21 +313,110 @@ def too_small(size: int, needed: int = 0) -> PoclabError:
     )
 
 
-def apply_script(work: Path, disk: str, offset: int, commands: list[str], epoch: int) -> None:
-    """Run debugfs commands on the file system inside a disk file.
+def fill(work: Path, disk: str, tree: Tree, *, offset: int, size: int, epoch: int) -> None:
+    """Write a tree's files into the empty ext4 inside a disk file.
+
+    The order is that of the names, so that the same tree gives the same bytes.
+
+    Args:
+        work: the directory the disk is in.
+        disk: the disk file's name.
+        tree: the files.
+        offset: where in the disk the file system begins, in bytes.
+        size: its size in bytes.
+        epoch: the time of the file system.
 
     Raises:
-        PoclabError: one of them failed.
+        PoclabError: the files do not fit, or could not be written.
     """
-    script = work / "debugfs.cmd"
-    script.write_bytes(b"".join(os.fsencode(command) + b"\n" for command in commands))
-    env = {"E2FSPROGS_FAKE_TIME": str(epoch), "TZ": "UTC"}
-    argv = ["debugfs", "-w", "-f", script.name, f"{disk}?offset={offset}"]
-    result = runner().run(argv, cwd=work, env=env, timeout=3600)
-    # debugfs ends with 0 whatever its commands do; its first line is its version.
-    complaints = [x for x in result.stderr.splitlines() if x and not x.startswith("debugfs ")]
-    if complaints:
-        raise PoclabError("debugfs failed", why=complaints[0][:300])
+    plan = work / "root.plan"
+    with os.fdopen(os.open(plan, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        _write_plan(file, disk, tree, offset)
+    # -P: no modules from the work directory. PYTHONPATH: of this very poclab instead.
+    argv = [sys.executable, "-P", "-s", "-m", "poclab.builders.ext4writer", plan.name]
+    env = _environment(epoch) | {"PYTHONPATH": str(Path(__file__).absolute().parents[2])}
+    reader = _Reader(len(tree.members))
+    # Memory is some 100 MiB; the disk is the only file it may write, and not beyond its end.
+    limits = {
+        resource.RLIMIT_AS: 4 * GIB,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: offset + size,
+    }
+    code = runner().stream(argv, reader.line, env=env, cwd=work, timeout=3600, limits=limits)
+    if code != 0:
+        raise reader.error(size, code)
+    plan.unlink()
+
+
+def _environment(epoch: int) -> dict[str, str]:
+    # libext2fs takes the time from here (openfs.c, initialize.c).
+    return {"E2FSPROGS_FAKE_TIME": str(epoch), "TZ": "UTC"}
+
+
+def _write_plan(file: IO[str], disk: str, tree: Tree, offset: int) -> None:
+    head = {"disk": disk, "offset": offset, "tar": str(tree.tar.absolute())}
+    for row in (head, *_rows(tree)):
+        file.write(json.dumps(row) + "\n")
+
+
+def _rows(tree: Tree) -> Iterator[dict[str, object]]:
+    def order(item: tuple[str, Member]) -> tuple[bool, bytes]:
+        return item[1].kind == "hardlink", encoded(item[0])
+
+    for name, member in sorted(tree.members.items(), key=order):
+        content = tree.added.get(name)
+        xattrs = {
+            key.decode("utf-8", "surrogateescape"): b64encode(value).decode()
+            for key, value in member.xattrs.items()
+        }
+        yield {
+            "path": name,
+            "kind": member.kind,
+            "mode": 0o777 if member.kind == "symlink" else member.mode,
+            "uid": member.uid,
+            "gid": member.gid,
+            "mtime": member.mtime,
+            "size": member.size,
+            "offset": member.offset,
+            "content": None if content is None else b64encode(content).decode(),
+            "target": _safe(member.target) if member.kind == "hardlink" else member.target,
+            "device": member.device,
+            "xattrs": xattrs,
+        }
+
+
+class _Reader:
+    """Reads the lines of `ext4writer`; a line of another form counts as its last words."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._failure: dict[str, object] = {}
+        self._last = ""
+
+    def line(self, text: str) -> None:
+        if match := re.fullmatch(r"progress ([0-9]{1,9})", text):
+            events.progress("write the files", int(match[1]), self._total)
+        elif text.startswith("failed {"):
+            with suppress(ValueError):
+                self._failure = json.loads(text.removeprefix("failed "))
+        elif text.strip():
+            self._last = text
+
+    def error(self, size: int, code: int) -> PoclabError:
+        why = plain(str(self._failure.get("why", self._last)))
+        path = str(self._failure.get("path", ""))
+        if self._failure.get("kind") == "full":
+            return too_small(size)
+        if self._failure.get("kind") == "attributes":
+            return _odd(path, "its extended attributes do not fit into a block")
+        where = f"{shown(f'/{path}', 120)}: " if path else ""
+        return PoclabError(
+            "the root file system could not be written",
+            why=where + (why or f"the process that writes it ended with status {code}"),
+            fix="remove or change that file in the Containerfile"
+            if path
+            else "build again with -v, which shows the programs that are started",
+        )
 
 
 def check_ext4(work: Path, disk: str, offset: int, epoch: int) -> None:
@@ -360,10 +425,14 @@ def check_ext4(work: Path, disk: str, offset: int, epoch: int) -> None:
     Raises:
         PoclabError: it found something.
     """
-    env = {"E2FSPROGS_FAKE_TIME": str(epoch), "TZ": "UTC"}
     argv = ["e2fsck", "-f", "-n", f"{disk}?offset={offset}"]
-    result = runner().run(argv, cwd=work, env=env, check=False, timeout=3600)
+    result = runner().run(argv, cwd=work, env=_environment(epoch), check=False, timeout=3600)
     if result.code != 0:
         lines = [x for x in result.stdout.splitlines() if x and not x.startswith("Pass ")]
         why = lines[0] if lines else result.last_line
         raise PoclabError("the root file system that was made is damaged", why=why[:300])
+
+
+def newest(members: Iterable[Member]) -> int:
+    """Find the newest file's time, in seconds since 1970."""
+    return max((member.mtime // 10**9 for member in members), default=0)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from poclab import container, events
 from poclab.builders.base import BuildRequest
 from poclab.builders.kernel import find_kernel
 from poclab.errors import PoclabError
 from poclab.names import shown
-from poclab.run import runner
+from poclab.run import CommandFailed, runner
+from poclab.tarwalk import TarError, TarReader
+
+if TYPE_CHECKING:
+    from poclab.builders.rootfs import Tree
 
 LABEL = "containers.bootc"
 BOOTC = "usr/bin/bootc"
 _OS_RELEASE = ("usr/lib/os-release", "etc/os-release")
+_MAX_TEXT = 65536
 _ACCOUNTS = ("etc/passwd", "usr/lib/passwd")
 
 
@@ -70,20 +74,23 @@ def look_inside(request: BuildRequest) -> Inside:
         container.export(request.image_id, tar)
         events.step("look for kernel and initramfs", image=request.image)
         members = rootfs.listing(tar)
-        names = [name for name, member in members.items() if member.isreg() or member.islnk()]
-        find_kernel(names, bootc=True)
-        texts = {}
-        with rootfs.opened(tar) as archive:
-            for name in (*_OS_RELEASE, *_ACCOUNTS):
-                member = members.get(name)
-                file = archive.extractfile(member) if member and member.isreg() else None
-                texts[name] = file.read(65536).decode(errors="replace") if file else ""
+        find_kernel(rootfs.kinds(members, "file", "hardlink"), bootc=True)
+        tree = rootfs.Tree(tar, members)
+        texts = {name: _text(tree, name) for name in (*_OS_RELEASE, *_ACCOUNTS)}
     finally:
         tar.unlink(missing_ok=True)
     passwd = "\n".join(texts[name] for name in _ACCOUNTS)
     users = frozenset(line.partition(":")[0] for line in passwd.splitlines() if line)
     os_release = next((texts[name] for name in _OS_RELEASE if texts[name]), "")
     return Inside(users, os_release, BOOTC in members)
+
+
+def _text(tree: Tree, name: str) -> str:
+    """The beginning of a regular file, or an empty string."""
+    member = tree.members.get(name)
+    if member is None or member.kind != "file":
+        return ""
+    return tree.read(name, _MAX_TEXT).decode(errors="replace")
 
 
 def peek(image_id: str) -> Inside:
@@ -96,20 +103,32 @@ def peek(image_id: str) -> Inside:
     try:
         if runner().run([*argv, "--", image_id, "/sbin/init"], check=False).code != 0:
             return Inside()
-        with tempfile.TemporaryDirectory(prefix=container.PREFIX) as scratch:
-            bootc = _copied(name, BOOTC, Path(scratch)) is not None
-            found = [_copied(name, file, Path(scratch)) for file in _OS_RELEASE]
-            texts = [path.read_text(errors="replace")[:65536] for path in found if path]
-            return Inside(os_release=texts[0] if texts else "", bootc=bootc)
+        bootc = _copied(name, BOOTC) is not None
+        texts = [text for file in _OS_RELEASE if (text := _copied(name, file)) is not None]
+        return Inside(os_release=texts[0].decode(errors="replace") if texts else "", bootc=bootc)
     finally:
         container.remove_container(name)
 
 
-def _copied(name: str, file: str, scratch: Path) -> Path | None:
-    target = scratch / file.replace("/", "_")
-    argv = [*container.podman(), "cp", f"{name}:/{file}", str(target)]
-    done = runner().run(argv, check=False)
-    return target if done.code == 0 and target.is_file() and not target.is_symlink() else None
+class _Enough(Exception):
+    """What was looked for has been read; the command that prints it may end."""
+
+
+def _copied(name: str, file: str) -> bytes | None:
+    """The beginning of a regular file of a container; None when it has none of that name.
+
+    It comes as a tar stream and is read here: no file of an image is made on this host.
+    """
+    found: bytes | None = None
+    try:
+        with runner().reading([*container.podman(), "cp", f"{name}:/{file}", "-"]) as stream:
+            reader = TarReader(stream)
+            member = next(iter(reader), None)
+            if member is not None and member.kind == "file":
+                found = reader.read(_MAX_TEXT)
+            raise _Enough
+    except (_Enough, CommandFailed, TarError):
+        return found
 
 
 def fields(text: str) -> dict[str, str]:

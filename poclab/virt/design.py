@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from poclab import volumes
+from poclab.errors import UsageError
 from poclab.model import DataDisk, HostEntry, Mode, NetworkRecord, NicRecord, Profile, VmRecord
+from poclab.names import check_name, shown
 from poclab.virt import metadata
 from poclab.virt.xml import DiskSpec, DomainSpec, InterfaceSpec, NetworkSpec
 
@@ -220,6 +223,7 @@ def session_network(record: VmRecord, traits: HostTraits) -> Iterable[str]:
     frames would leave the host by the default route.
     """
     device = DEVICES[record.profile].nic_device
+    check_name("VM", record.name)  # a comma in it would begin another option of QEMU's
     nat = any(nic.mode is not Mode.ISOLATED for nic in record.nics)
     options = ["user", "id=poclabuser", f"net={user_network(record.nics)}"]
     options.append(f"hostname={record.name}")  # what QEMU's DHCP server tells the guest
@@ -237,7 +241,12 @@ def session_network(record: VmRecord, traits: HostTraits) -> Iterable[str]:
         yield from ("-netdev", netdev, "-device", card)
 
 
+_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+
+
 def _card(device: str, netdev: str, address: str, slot: int, profile: Profile) -> str:
+    if not _MAC.fullmatch(address):
+        raise UsageError(f"invalid MAC address {shown(address)}")
     bus = "pcie.0" if DEVICES[profile].machine == "q35" else "pci.0"
     return f"{device},netdev={netdev},mac={address},romfile=,bus={bus},addr={slot:#x}"
 

@@ -144,7 +144,9 @@ def _layers() -> list[bytes]:
         archive.addfile(hard)
         archive.addfile(disks.member("usr/" + "n" * 200))
         archive.addfile(disks.member("var/lib/dpkg/status", len(_STATUS)), io.BytesIO(_STATUS))
-    return [target.getvalue().rstrip(b"\0") + bytes(1024)]
+    data = target.getvalue().rstrip(b"\0")
+    # The last member's padding, then the end: two blocks of zeros.
+    return [data + bytes(-len(data) % 512 + 1024)]
 
 
 _STATUS = b"Package: a\nVersion: 1\nStatus: install ok installed\nArchitecture: amd64\n\n"

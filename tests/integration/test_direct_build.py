@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from poclab import container, events
-from poclab.builders import rootfs
+from poclab.builders import rootfs, source
 from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
 from poclab.digest import file_digest
@@ -22,7 +23,9 @@ from poclab.errors import PoclabError
 from poclab.inspection import inspect_file
 from poclab.qcow2_header import virtual_size
 from poclab.units import MIB
+from tests.hostile import layers
 from tests.support import oddtree, podman
+from tests.support.ext4 import Ext4, expected
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +179,112 @@ def test_networkd_starts_when_its_addresses_are_there(root: Root) -> None:
     assert root.ask(f"cat {name}") == "[Unit]\nAfter=systemd-tmpfiles-setup.service\n"
 
 
+@pytest.mark.parametrize(
+    "maker", [layers.commands_in_attribute_names, layers.links_where_poclab_adds]
+)
+def test_a_hostile_layer_that_podman_takes(maker: layers.Maker, tmp_path: Path) -> None:
+    """The whole way: into podman's storage, out of it, and onto a disk."""
+    victim = tmp_path / "VICTIM"
+    victim.write_text("the user's own")
+    tar = layers.write(tmp_path / "t.tar", maker)
+    full = f"localhost/poclab-test/hostile-{os.getpid()}"
+    work = tmp_path / "a/b/c/d/w"
+    work.parent.mkdir(parents=True)
+    with podman.working():
+        found = podman.run("import", "--quiet", str(tar), full).strip().removeprefix("sha256:")
+        try:
+            made = Direct().build(request(found, work)).disk
+        finally:
+            podman.run("rmi", "--force", full)
+    assert victim.read_text() == "the user's own"
+    assert not Path("/VICTIM").exists()
+    assert sorted(path.name for path in tmp_path.rglob("INJECTED")) == []
+    assert not Path("/INJECTED").exists()
+    raw = tmp_path / "check.raw"
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", made, raw)
+    wanted = expected(tar)
+    tree = Ext4(raw, 65 * MIB).tree()
+    for name in (b"etc/payload", b"etc/fstab"):
+        if name in wanted:
+            assert tree[name].xattrs == wanted[name].xattrs
+            assert tree[name].kind == wanted[name].kind
+
+
+DUMP = """
+import json, os, sys
+found = {}
+for where, directories, files in os.walk(b"."):
+    for name in (b".", *directories, *files):
+        path = os.path.normpath(os.path.join(where, name))
+        if path in found or path.split(b"/")[0] == b"lost+found":
+            continue
+        stat = os.lstat(path)
+        found[path.hex()] = [
+            stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime_ns, stat.st_nlink, stat.st_ino,
+            os.major(stat.st_rdev), os.minor(stat.st_rdev),
+            {os.fsencode(key).hex(): os.getxattr(path, key, follow_symlinks=False).hex()
+             for key in os.listxattr(path, follow_symlinks=False)},
+            os.readlink(path).hex() if os.path.islink(path) else "",
+        ]
+json.dump(found, sys.stdout)
+"""
+
+
+def test_the_kernel_reads_what_was_written(tmp_path: Path) -> None:
+    makers = (
+        *(layers.attributes, layers.owners, layers.times, layers.hard_links, layers.devices),
+        *(layers.not_utf8, layers.commands_in_names, layers.commands_in_targets),
+    )
+
+    def everything(tar: layers.Archive) -> None:
+        for maker in makers:
+            maker(tar)
+
+    tar = layers.write(tmp_path / "image.tar", everything)
+    tree = rootfs.Tree(tar, rootfs.listing(tar))
+    size, uuid = 32 * MIB, "11111111-2222-3333-4444-555555555555"
+    with (tmp_path / "disk").open("xb") as file:
+        file.truncate(size)
+    rootfs.make_ext4(tmp_path, "disk", offset=0, size=size, uuid=uuid, files=200, epoch=1)
+    rootfs.fill(tmp_path, "disk", tree, offset=0, size=size, epoch=1)
+    (tmp_path / "mnt").mkdir()
+    script = 'mount -o loop,ro,noload "$1" "$2" && cd "$2" && exec python3 -c "$3"'
+    enter = (*container.sudo_prefix(), "unshare", "-m", "sh", "-c", script, "sh")
+    found = json.loads(run(*enter, tmp_path / "disk", tmp_path / "mnt", DUMP))
+    numbers: dict[int, tuple[int, int]] = {}
+    for path, node in expected(tar).items():
+        mode, uid, gid, mtime, links, number, major, minor, xattrs, target = found[path.hex()]
+        assert (mode & 0o7777, uid, gid, mtime) == (node.mode, node.uid, node.gid, node.times[2])
+        assert (major, minor) == node.device
+        assert {bytes.fromhex(k): bytes.fromhex(v) for k, v in xattrs.items()} == node.xattrs
+        if node.kind == "symlink":
+            assert bytes.fromhex(target) == node.content
+        if node.kind != "directory":
+            assert numbers.setdefault(id(node), (number, links)) == (number, links)
+
+
+def test_peeking_makes_no_file_of_the_image(tmp_path: Path) -> None:
+    def maker(tar: layers.Archive) -> None:
+        tar.add("usr/lib/os-release", layers.S, linkname="../../etc/release")
+        tar.add("etc/release", data=b"ID=debian\n" + b"#" * 1_000_000)
+        tar.add("etc/os-release", layers.S, linkname=str(tmp_path / "secret"))
+        tar.add("usr/bin/bootc", layers.D)
+
+    (tmp_path / "secret").write_text("ID=secret\n")
+    tar = layers.write(tmp_path / "t.tar", maker)
+    full = f"localhost/poclab-test/peek-{os.getpid()}"
+    with podman.working():
+        found = podman.run("import", "--quiet", str(tar), full).strip().removeprefix("sha256:")
+        try:
+            inside = source.peek(found)
+        finally:
+            podman.run("rmi", "--force", full)
+    assert "secret" not in inside.os_release
+    assert len(inside.os_release) <= 65536
+    assert inside.debian_family == inside.os_release.startswith("ID=debian")
+    assert not inside.bootc
+
+
 def test_same_input_same_bytes(image: str, tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):
@@ -203,8 +312,8 @@ def test_an_image_that_cannot_boot_is_refused_before_its_disk_is_made(
         pytest.raises(PoclabError, match="has no kernel"),
     ):
         Direct().build(request(no_kernel, tmp_path / "w"))
-    assert "unpack the image's files" not in seen
-    assert not (tmp_path / "w/tree").exists()
+    assert "partition the disk" not in seen
+    assert not (tmp_path / "w/disk.raw").exists()
 
 
 @pytest.mark.parametrize(
@@ -254,8 +363,7 @@ def test_a_real_image_is_built_looked_at_and_exported(tmp_path: Path) -> None:
             assert container.inspect(name).id == found.id
             assert found.labels["version"] == "7 b"
             container.export(found.id, tmp_path / "t.tar")
-            with rootfs.opened(tmp_path / "t.tar") as tar:
-                assert tar.getnames() == ["hello-7 b"]
+            assert list(rootfs.listing(tmp_path / "t.tar")) == ["hello-7 b"]
             assert any(line.startswith("STEP") for line in lines)
             assert log.read_text().splitlines() == lines
         finally:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from poclab.run import CommandFailed, Result, Runner
 
@@ -122,6 +124,18 @@ class FakePodman(Runner):
             return 125
         return self.on_run(words, line)
 
+    @contextmanager
+    def reading(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+        words = list(argv)
+        self.calls.append(words)
+        assert words[1] == "cp", words
+        name = words[2].partition(":/")[2]
+        if name not in self.files:
+            raise CommandFailed(Result(tuple(words), 125, "", "Error: no such file"))
+        with tempfile.NamedTemporaryFile() as archive:
+            write_tar(Path(archive.name), {name: self.files[name]})
+            yield archive
+
     def _answer(self, words: list[str]) -> tuple[int, str, str]:
         if words[1] == "image":
             found = self.images.get(words[-1])
@@ -138,11 +152,6 @@ class FakePodman(Runner):
             return 0, json.dumps([entry]), ""
         if words[1] == "export":
             write_tar(Path(words[words.index("--output") + 1]), self.files)
-        if words[1] == "cp":
-            data = self.files.get(words[2].partition(":/")[2])
-            if data is None:
-                return 125, "", "Error: no such file"
-            Path(words[3]).write_bytes(data)
         if words[1] == "run" and words[-1] == "--help":
             text = self.helps.get(words[-3], "")
             return (0 if text else 1), text, ""

@@ -48,6 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "packages",
         "spool",
         "ova",
+        "tarwalk",
         "container",
         "builders",
         "ssh",
@@ -71,6 +72,10 @@ ONLY: dict[str, tuple[str, ...]] = {
     "libvirt_qemu": ("virt",),
     "subprocess": ("run",),
     "print": ("cli", "output"),
+    # What reads strangers' archives and databases, or runs C code, has one place each.
+    "tarfile": ("bootcguest",),
+    "sqlite3": ("packages",),
+    "ctypes": ("builders",),
 }
 LONGEST = 500
 

@@ -6,6 +6,7 @@ import io
 import sqlite3
 import struct
 import tarfile
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -138,6 +139,36 @@ def test_a_tree(tmp_path: Path) -> None:
 def test_why_packages_are_not_known() -> None:
     assert tree({"etc/hostname": b"x"}).note == "it has no package database"
     assert "before rpm 4.16" in tree({"var/lib/rpm/Packages": b"x", "a": b""}).note
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "CREATE VIEW Packages AS WITH RECURSIVE n(blob) AS "
+        "(SELECT 1 UNION ALL SELECT blob + 1 FROM n) SELECT blob FROM n",
+        "CREATE VIRTUAL TABLE Packages USING fts3(blob)",
+        "CREATE TABLE other (blob)",
+    ],
+)
+def test_an_rpm_database_that_is_a_program_is_not_run(schema: str, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "rpmdb.sqlite")) as connection, connection:
+        connection.execute(schema)
+    with pytest.raises(PoclabError, match="Packages is not a table"):
+        rpm(tmp_path)
+
+
+def test_a_computed_column_is_bounded(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "rpmdb.sqlite")) as connection, connection:
+        connection.execute("CREATE TABLE Packages (x, blob AS (hex(zeroblob(x))))")
+        connection.execute("INSERT INTO Packages (x) VALUES (40000000)")
+    with pytest.raises(PoclabError, match="too big"):
+        rpm(tmp_path)
+
+
+def test_blanks_in_a_status_file_cost_no_time() -> None:
+    started = time.monotonic()
+    assert dpkg(f"Package: a{' ' * 2_000_000}b\n") == {}
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("cut", [10_240 - 700, 10_240 - 600])
