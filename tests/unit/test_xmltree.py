@@ -1,0 +1,43 @@
+"""XML of others is parsed in one place, and has no document type."""
+
+from __future__ import annotations
+
+from xml.etree.ElementTree import tostring
+
+import pytest
+
+from poclab import xmltree
+
+BOMB = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><a>&c;</a>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        f'<?xml version="1.0"?>\n<!-- a -->\n<?x y?> {BOMB}',
+        f"\ufeff{BOMB}",
+        '<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>',
+    ],
+)
+def test_a_document_type_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="it has a document type"):
+        xmltree.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<a>", "<a/><b/>", "<a>&c;</a>", "<a>\0</a>", "<a b='1' b='2'/>", "<!doctype a><a/>"]
+)
+def test_what_is_not_well_formed_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="it is not well-formed"):
+        xmltree.parse(text)
+
+
+def test_words_in_comments_and_texts_are_no_document_type() -> None:
+    text = "<!-- x --><a><!-- <!DOCTYPE b> --><b>&lt;!DOCTYPE c&gt;</b></a>"
+    assert tostring(xmltree.parse(text), encoding="unicode").count("DOCTYPE") == 1
+
+
+def test_a_long_prolog_takes_no_time() -> None:
+    # Without atomic groups the pattern would try each way to end each of the comments.
+    assert xmltree.parse("<!-- -->" * 20_000 + "<a/>").tag == "a"
