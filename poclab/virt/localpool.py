@@ -102,6 +102,17 @@ class LocalPool(Moves):
             raise PoclabError(f"volume {name} is larger than a manifest can be")
         return data
 
+    def digest(self, name: str, like: str) -> str:
+        """See `Pool`."""
+        from poclab.digest import file_digest
+
+        try:
+            return file_digest(self._root / name, like)
+        except FileNotFoundError as error:
+            raise GoneError(f"volume {name} not found") from error
+        except OSError as error:
+            raise PoclabError(f"volume {name} cannot be read", why=str(error.strerror)) from error
+
     def write(self, name: str, data: bytes) -> None:
         """See `Pool`."""
         with (

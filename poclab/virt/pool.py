@@ -71,6 +71,17 @@ class Pool(Protocol):
             PoclabError: there is no such volume, or it is larger than 4 MiB.
         """
 
+    def digest(self, name: str, like: str) -> str | None:
+        """The digest of a volume's content, or None where that would cross a network.
+
+        Args:
+            name: the volume.
+            like: a digest or an algorithm: which kind of digest it is to be.
+
+        Raises:
+            PoclabError: if there is no such volume, or it cannot be read.
+        """
+
     def write(self, name: str, data: bytes) -> None:
         """Make or replace a small volume."""
 

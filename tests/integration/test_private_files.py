@@ -163,6 +163,15 @@ def _readable(world: World) -> list[str]:
     return found
 
 
+def _open_of_their_own(world: World) -> list[str]:
+    """Keys, logs and the like that are private by their directory only, one line each."""
+    tops = [world.host.env[f"XDG_{name}"] for name in ("DATA_HOME", "STATE_HOME", "CACHE_HOME")]
+    own = tuple(f"{top}/poclab/" for top in tops)
+    found = [x for x in world.files() if x.path.startswith(own)]
+    assert found
+    return [f"{x.mode:04o} {x.path}" for x in found if x.mode & 0o077]
+
+
 @pytest.mark.parametrize("world", WORLDS, indirect=True, scope="module")
 def test_nobody_else_can_read_what_a_full_run_leaves(world: World) -> None:
     host = world.host
@@ -185,6 +194,7 @@ def test_nobody_else_can_read_what_a_full_run_leaves(world: World) -> None:
     assert {"base", "manifest", "overlay", "data", "mark", "parked"} <= kinds, sorted(found)
     assert _wrong(world, found) == []
     assert _readable(world) == []
+    assert _open_of_their_own(world) == []
     top = {x.path: x for x in world.files()}[world.directory]
     if world.who == "session":
         assert (top.mode, top.owner[0]) == (0o700, host.account.uid)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from poclab.digest import file_digest
+
 
 class DirectoryPool:
     """Volumes as files of one directory."""
@@ -25,6 +27,9 @@ class DirectoryPool:
 
     def write(self, name: str, data: bytes) -> None:
         (self.root / name).write_bytes(data)
+
+    def digest(self, name: str, like: str) -> str:
+        return file_digest(self.root / name, like)
 
     def adopt(self, name: str, file: Path) -> None:
         file.rename(self.root / name)

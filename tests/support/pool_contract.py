@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,16 @@ def an_adopted_file_is_used_up_and_read_only(pool: AnyPool) -> None:
     assert target.stat().st_mode & 0o777 == expected, oct(target.stat().st_mode)
     pool.adopt(BASE, file(pool, b"another"))
     assert target.read_bytes() == b"another"
+
+
+@check
+def a_digest_is_of_all_bytes(pool: AnyPool) -> None:
+    """Of the algorithm that is asked for, wherever the bytes are read."""
+    content = os.urandom(5 * MIB + 1)
+    pool.adopt("base.t.qcow2", file(pool, content))
+    assert pool.digest("base.t.qcow2", "sha256") == f"sha256:{sha256(content).hexdigest()}"
+    assert pool.digest("base.t.qcow2", "sha256:") != pool.digest("base.t.qcow2", "blake3")
+    refused(lambda: pool.digest("base.none.qcow2", "sha256"), "base.none.qcow2")
 
 
 @check
