@@ -193,9 +193,21 @@ class _Work:
         """Have the guest's next boot run what it ran before, unless that is asked for already.
 
         Asked for twice, bootc takes it back.
+
+        Raises:
+            PoclabError: if the next boot would be of something else.
         """
-        if not status.queued:
-            self._guest.rollback()
+        if status.queued:
+            return
+        self._guest.rollback()
+        found = self._guest.status()
+        if not found.queued or found.staged is not None:
+            path = self._record.path
+            raise PoclabError(
+                f"bootc in {path} did not queue the rollback",
+                why="another image is staged" if found.staged else "rollbackQueued is not set",
+                fix=f"see `bootc status` there: poclab ssh {path}",
+            )
 
     def _stage(self, source: Source, ref: Ref) -> None:
         if source.transport is Transport.REGISTRY:
