@@ -19,7 +19,19 @@ PACKAGE = ROOT / "poclab"
 # stands for the module and, with a package, for all modules in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("names", "units", "config", "events", "beside", "files", "run"),
+    (
+        "names",
+        "units",
+        "config",
+        "events",
+        "interrupts",
+        "beside",
+        "files",
+        "capture",
+        "groups",
+        "rlimits",
+        "run",
+    ),
     ("model",),
     ("schema",),
     (

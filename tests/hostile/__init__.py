@@ -1,0 +1,1 @@
+"""Makers of hostile input, by topic: plain functions for tests and fuzzers."""
