@@ -12,7 +12,7 @@ import libvirt
 from poclab import events
 from poclab.errors import PoclabError
 from poclab.model import ObservedVm, State, VmRecord
-from poclab.virt import metadata
+from poclab.virt import agent, metadata, remote
 from poclab.virt.blocks import Blocks
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.xml import capture_xml
@@ -154,7 +154,8 @@ class Guest:
 
         flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         with libvirt_errors(f"{self.name} does not answer"):
-            return str(libvirt_qemu.qemuMonitorCommand(self._domain, "info usernet", flags))
+            ask = libvirt_qemu.qemuMonitorCommand
+            return str(remote.call("monitor", ask, self._domain, "info usernet", flags))
 
     # --- what is done to it ------------------------------------------------------------
 
@@ -230,6 +231,17 @@ class Guest:
                     raise PoclabError(f"{self.name} is busy", fix="run it again in a while")
                 time.sleep(0.1)
 
+    def snapshotting(self) -> bool:
+        """Whether a snapshot is at work that an ended command asked for."""
+        with libvirt_errors(f"{self.name} cannot be asked"):
+            try:
+                job = self._domain.jobStats(0)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+                    return False  # it went off
+                raise
+        return bool(job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT)
+
     def _busy(self) -> bool:
         try:
             return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
@@ -246,7 +258,11 @@ class Guest:
         """
         whole = int(seconds)
         time_ = {"seconds": whole, "nseconds": int((seconds - whole) * 1e9)}
-        with libvirt_errors(f"the clock of {self.name} cannot be set"):
+        what, fix = f"the clock of {self.name} was not set", "set it in the guest"
+        with (
+            libvirt_errors(f"the clock of {self.name} cannot be set"),
+            agent.answering(self._domain, agent.ANSWER, what, fix),
+        ):
             self._domain.setTime(time_, 0)
 
     def set_record(self, record: VmRecord) -> None:

@@ -19,7 +19,7 @@ from poclab.errors import PoclabError, UsageError
 from poclab.manifest import bases
 from poclab.model import Foreign, NetworkRecord, ObservedVm, State, VmRecord
 from poclab.names import plain, shown
-from poclab.virt import metadata
+from poclab.virt import metadata, remote
 from poclab.virt.design import STAND_IN, HostTraits, data_volume, stood_in_for
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
@@ -64,8 +64,7 @@ class Host:
 
     def close(self) -> None:
         """End the connection."""
-        with contextlib.suppress(libvirt.libvirtError):
-            self.conn.close()
+        remote.close(self.conn)
 
     # --- acceleration ----------------------------------------------------------------
 
@@ -183,6 +182,9 @@ class Host:
         return sorted(self._scan()[0], key=lambda guest: guest.name)
 
     def _scan(self) -> tuple[list[Guest], list[Guest]]:
+        return remote.together(self.conn, "the domains", self._scanned)
+
+    def _scanned(self) -> tuple[list[Guest], list[Guest]]:
         with libvirt_errors("the domains cannot be listed"):
             domains = self.conn.listAllDomains(0)
         ours: list[Guest] = []
@@ -198,6 +200,9 @@ class Host:
 
     def vms(self) -> list[ObservedVm]:
         """All VMs, by lab and name."""
+        return remote.together(self.conn, "the VMs", self._observed)
+
+    def _observed(self) -> list[ObservedVm]:
         ours, others = self._scan()
         found = [vm for guest in ours if (vm := guest.observe())]
         known = {guest.name for guest in ours}
@@ -215,6 +220,9 @@ class Host:
     def _scan_networks(self) -> tuple[list[LabNetwork], list[str]]:
         if self.session:
             return [], []
+        return remote.together(self.conn, "the networks", self._scanned_networks)
+
+    def _scanned_networks(self) -> tuple[list[LabNetwork], list[str]]:
         with libvirt_errors("the networks cannot be listed"):
             networks = self.conn.listAllNetworks(0)
         ours: list[LabNetwork] = []
@@ -378,8 +386,10 @@ def connect(uri: str | None = None, accel: str = "auto") -> Iterator[Host]:
     Raises:
         PoclabError: there is no libvirt, or no permission.
     """
+    target = uri or _default_uri()
+    asked = target or os.environ["LIBVIRT_DEFAULT_URI"]
     try:
-        conn = libvirt.open(uri or _default_uri())
+        conn = remote.connect(target, far=bool(urlsplit(asked).netloc))
     except libvirt.libvirtError as error:
         raise _connection_error(uri, error) from error
     host = Host(conn, accel)
