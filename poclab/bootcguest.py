@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from poclab import bootcstatus, events, probe, ssh
 from poclab.bootcstatus import Status
 from poclab.errors import PoclabError
 from poclab.names import plain
-from poclab.run import CommandFailed, Result, run, runner
+from poclab.run import CommandFailed, Result, TooMuchOutput, run, runner
 from poclab.ssh import LoginState, Target
 
 # Where images are carried to, and nothing else is.
@@ -74,6 +75,7 @@ class BootcGuest:
             why = {
                 LoginState.REFUSED: f"SSH does not let {self._target.user} in with the lab's key",
                 LoginState.CHANGED_KEY: "its host key is another than at first contact",
+                LoginState.NOISY: "a login to it prints without end",
             }.get(state, "no answer over SSH")
             raise self._deaf(why)
         if self._target.user != "root" and self._do("true", _ASK).code != 0:
@@ -164,7 +166,8 @@ class BootcGuest:
         done = 0
         try:
             with (
-                runner().writing(self._argv(script, _ALIVE)) as stream,
+                self._bounded(),
+                runner().writing(self._argv(script, _ALIVE), timeout=_WORK) as stream,
                 # GNU's format: sizes beyond 8 GiB that busybox reads too.
                 tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as archive,
             ):
@@ -223,7 +226,21 @@ class BootcGuest:
         return ssh.argv(self._target, words, options, batch=True, connect_timeout=int(_LOGIN))
 
     def _do(self, script: str, timeout: float) -> Result:
-        return run(self._argv(script, ("-n", *_ALIVE)), check=False, timeout=timeout + _LOGIN)
+        argv = self._argv(script, ("-n", *_ALIVE))
+        with self._bounded():
+            return run(argv, check=False, timeout=timeout + _LOGIN, most=ssh.ANSWER)
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        try:
+            yield
+        except TooMuchOutput as error:
+            raise PoclabError(
+                f"{self._path} prints without end",
+                why=error.what,
+                fix=f"see what it prints: poclab ssh {self._path}; "
+                f"`poclab reset {self._path}` gives it a clean disk",
+            ) from error
 
     def _failed(self, what: str, done: Result) -> PoclabError:
         why = plain(done.last_line)

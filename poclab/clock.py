@@ -99,6 +99,5 @@ def _run(lab: LabHost, record: VmRecord, command: str) -> Result:
         raise PoclabError("its lab file does not say that it is reached over SSH (`ready`)")
     target = readiness.target(lab.host, record, lab.files)
     words = ssh.as_root(record.user, command)
-    return run(
-        ssh.argv(target, words, ["-n", "-T"], batch=True, connect_timeout=10), timeout=_LOGIN
-    )
+    argv = ssh.argv(target, words, ["-n", "-T"], batch=True, connect_timeout=10)
+    return run(argv, timeout=_LOGIN, most=ssh.ANSWER)

@@ -234,7 +234,7 @@ class _Work:
         What cannot be done now is done by the next command: nothing is lost.
         """
         with contextlib.suppress(PoclabError, OSError):
-            livecommit.settle(self._lab)
+            livecommit.settle(self._lab, patience=1.0)
             if not self._store.has(self._wish.ref):
                 self._lab.sweep()
 

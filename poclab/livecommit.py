@@ -15,7 +15,7 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from poclab import disk, events, volumes
+from poclab import disk, events, probe, volumes
 from poclab.chain import system_chain
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
@@ -23,10 +23,14 @@ from poclab.manifest import base_volume
 from poclab.model import ObservedVm, Version, VmRecord
 from poclab.qcow2_header import backing_file
 from poclab.records import entry
+from poclab.virt.agent import FREEZE
 from poclab.virt.blocks import Blocks
 from poclab.virt.design import next_mark, overlay_volume
 from poclab.virt.localpool import LocalPool
 from poclab.volumes import Kind
+
+# Seconds for libvirt to be done with a snapshot: it may wait for the agent to freeze, then to thaw.
+_PATIENCE = 2.0 * FREEZE
 
 
 def refuse_silent(lab: LabHost, vm: ObservedVm, *, quiesce: bool, otherwise: str) -> None:
@@ -136,15 +140,35 @@ def _blocks(lab: LabHost, record: VmRecord) -> Blocks:
 # --- what was interrupted -----------------------------------------------------------------
 
 
-def settle(lab: LabHost) -> None:
+def settle(lab: LabHost, patience: float = _PATIENCE) -> None:
     """Finish, or undo, what was cut short when a VM of the lab was committed as it ran.
+
+    Args:
+        lab: the lab.
+        patience: seconds for libvirt to be done with a snapshot that nobody waits for any more;
+            the overlay that it puts on top belongs to nobody until then.
 
     Raises:
         PoclabError: it cannot be done; the VM goes on as it is.
     """
     for vm in lab.host.vms():
         if vm.record.lab == lab.lab:
+            _let_end(lab, vm, patience)
             _settle(lab, vm)
+
+
+def _let_end(lab: LabHost, vm: ObservedVm, patience: float) -> None:
+    if not vm.active:
+        return
+    guest = lab.host.guest(vm.record)
+    try:
+        probe.wait_until(lambda: not guest.snapshotting(), patience)
+    except probe.TimedOut as error:
+        raise PoclabError(
+            f"{vm.record.path} is busy",
+            why="libvirt is at a snapshot of it, or waits for its guest agent",
+            fix="run the same command again in a minute",
+        ) from error
 
 
 def _settle(lab: LabHost, vm: ObservedVm) -> None:

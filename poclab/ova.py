@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from poclab import xmltree
 from poclab.errors import PoclabError, UsageError
 from poclab.formats.base import AGAIN, SECTOR, Part, Window
 from poclab.names import shown
@@ -182,16 +183,10 @@ class _Disk:
 
 
 def _parse(window: Window, member: Member) -> Element:
-    from xml.etree.ElementTree import ParseError, fromstring
-
-    text = _text(window, member)
-    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.I):
-        # Entities could make a small file a huge one, or name other files; no OVF has any.
-        raise _refused(window, f"{shown(member.name)} in it has a document type")
     try:
-        root = fromstring(text)  # noqa: S314 - bounded, and without a document type
-    except (ParseError, ValueError, RecursionError) as error:
-        raise _refused(window, f"{shown(member.name)} in it is not well-formed: {error}") from error
+        root = xmltree.parse(_text(window, member))
+    except ValueError as error:
+        raise _refused(window, f"cannot read {shown(member.name)} in it: {error}") from error
     if _local(root.tag) != "Envelope":
         raise _refused(window, f"{shown(member.name)} in it is no OVF")
     return root

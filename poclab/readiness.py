@@ -114,6 +114,8 @@ def _why(ready: Ready, state: LoginState, record: VmRecord) -> str:
         return f"its SSH server answers, but does not let {record.user} in with the lab's key"
     if ready.kind == "ssh" and state is LoginState.CHANGED_KEY:
         return "its host key is another than at first contact"
+    if ready.kind == "ssh" and state is LoginState.NOISY:
+        return "a login to it prints without end"
     return f"no answer: {_wanted(ready)}"
 
 

@@ -1,4 +1,4 @@
-"""The only place that starts processes: argv lists, logged, with time limits.
+"""The only place that starts processes: argv lists, logged, with limits of time and output.
 
 A test (or a dry run) puts another `Runner` in with `using`.
 """
@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
 from typing import IO, NoReturn
 
-from poclab import events
+from poclab import events, rlimits
 from poclab.beside import repeating
+from poclab.capture import Drain, Lines, Log, TimeIsUp, taken
 from poclab.errors import PoclabError
+from poclab.groups import end_group
+from poclab.programs import missing
+from poclab.units import MIB, format_size
+
+OUTPUT = 8 * MIB  # bytes a program may print; podman's description of an image is well below one
+_LONG = 7200.0  # seconds for a program whose work has no natural limit
+_CLOSE = 5.0  # seconds for what an ended program left behind to close its output
 
 _LOOK_EVERY = 0.2  # seconds between two looks of `Runner.stream`'s watch
 
@@ -64,6 +70,28 @@ class CommandFailed(PoclabError):
         self.result = result
 
 
+class TooMuchOutput(PoclabError):
+    """A command printed more than it may, and was ended."""
+
+    def __init__(self, argv: Sequence[str], most: int) -> None:
+        super().__init__(
+            f"{argv[0]} printed more than {format_size(most)}",
+            why="poclab expects far less, and ended it",
+            fix=f"see what it prints: {join(argv)[:300]}",
+        )
+
+
+class TimedOut(PoclabError):
+    """A command went on beyond its time, and was ended."""
+
+    def __init__(self, argv: Sequence[str], seconds: float) -> None:
+        super().__init__(
+            f"{argv[0]} did not end within {seconds:.0f} s",
+            why=join(argv)[:300],
+            fix="run the same command again; `poclab -v` shows what it starts",
+        )
+
+
 class Runner:
     """Starts real processes."""
 
@@ -77,47 +105,59 @@ class Runner:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         limits: Mapping[int, int] | None = None,
+        most: int = OUTPUT,
         pass_fds: Sequence[int] = (),
     ) -> Result:
         """Run a command to its end and capture what it prints.
+
+        On an exception (Ctrl-C included) the process group is ended first.
 
         Args:
             argv: the command and its arguments; never a shell.
             check: raise when the status is not 0.
             input: text for its standard input.
-            timeout: seconds before it is killed.
+            timeout: seconds before its process group is ended.
             env: variables added to the environment.
             cwd: the directory it runs in.
-            limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
+            limits: resource limits of the command (`resource.RLIMIT_*` to a value).
+            most: bytes it may print, output and errors together, before its group is ended.
             pass_fds: descriptors that the child has by the same numbers.
 
         Raises:
-            PoclabError: the program is missing, or timed out.
+            PoclabError: the program is missing.
+            TimedOut: it did not end in time.
+            TooMuchOutput: it printed too much.
             CommandFailed: it failed and `check` is set.
         """
         events.debug(f"run: {join(argv)}")
-        try:
-            done = subprocess.run(
-                list(argv),
-                input=input,
-                stdin=None if input is not None else subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout,
-                env=_environment(env),
-                cwd=cwd,
-                check=False,
-                preexec_fn=_limiter(limits),
-                pass_fds=tuple(pass_fds),
-            )
-        except FileNotFoundError as error:
-            raise _missing(argv[0]) from error
-        except subprocess.TimeoutExpired as error:
-            raise PoclabError(
-                f"{argv[0]} did not end within {timeout:.0f} s", why=join(argv)[:300]
-            ) from error
-        result = Result(tuple(argv), done.returncode, done.stdout, done.stderr)
+        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+        pipe = subprocess.PIPE
+        process = _started(
+            argv,
+            stdin,
+            pipe,
+            pipe,
+            env=env,
+            cwd=cwd,
+            limits=limits,
+            pass_fds=pass_fds,
+            waits=True,
+        )
+        data = b"" if input is None else input.encode()
+        until = None if timeout is None else time.monotonic() + timeout
+        found: dict[IO[bytes], bytearray] = {_pipe(process.stdout): bytearray()}
+        found[_pipe(process.stderr)] = bytearray()
+        with _ended_on_error(process):
+            try:
+                for stream, chunk in taken(list(found), until, process.stdin, data):
+                    found[stream] += chunk
+                    if sum(map(len, found.values())) > most:
+                        raise TooMuchOutput(argv, most)
+                code = process.wait(None if until is None else max(0, until - time.monotonic()))
+            except (TimeIsUp, subprocess.TimeoutExpired):
+                raise TimedOut(argv, timeout or 0) from None
+        stdout, stderr = (_text(data) for data in found.values())
+        result = Result(tuple(argv), code, stdout, stderr)
         if check and result.code != 0:
             raise CommandFailed(result)
         return result
@@ -128,23 +168,26 @@ class Runner:
         on_line: Callable[[str], None],
         *,
         log: Path | None = None,
-        timeout: float = 7200,
+        timeout: float = _LONG,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         limits: Mapping[int, int] | None = None,
         pass_fds: Sequence[int] = (),
         watch: Callable[[], None] | None = None,
     ) -> int:
-        """Run a long command, standard output and errors together, a line at a time.
+        r"""Run a long command, standard output and errors together, a line at a time.
+
+        How much it prints does not matter: a line is cut (`capture.LINE`), and so is the log
+        (`capture.LOG`), while the command goes on.
 
         Args:
             argv: the command and its arguments.
             on_line: called for each line, without its end; `\r` ends a line too.
-            log: a file that gets all of the output.
-            timeout: seconds before the process group is killed.
+            log: a file that gets the output.
+            timeout: seconds before the process group is ended.
             env: variables added to the environment.
             cwd: the directory it runs in.
-            limits: resource limits (`resource.RLIMIT_*` to a value) set in the child.
+            limits: resource limits of the command (`resource.RLIMIT_*` to a value).
             pass_fds: descriptors it gets, with the same numbers.
             watch: called again and again meanwhile; what it raises ends the process group, and
                 is raised.
@@ -153,44 +196,29 @@ class Runner:
             The exit status. On an exception (Ctrl-C included) the process group is ended first.
 
         Raises:
-            PoclabError: the program is missing, or timed out.
+            PoclabError: the program is missing.
+            TimedOut: it did not end in time.
         """
         events.debug(f"run: {join(argv)}")
         output, both = subprocess.PIPE, subprocess.STDOUT
+        until, lines = time.monotonic() + timeout, Lines(on_line)
+        none = subprocess.DEVNULL
         process = _started(
-            argv,
-            subprocess.DEVNULL,
-            output,
-            both,
-            env=env,
-            cwd=cwd,
-            limits=limits,
-            pass_fds=pass_fds,
+            argv, none, output, both, env=env, cwd=cwd, limits=limits, pass_fds=pass_fds
         )
-        timed_out = threading.Event()
-
-        def expire() -> None:
-            timed_out.set()
-            _end_group(process)
-
-        timer = threading.Timer(timeout, expire)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            with _watched(process, watch):
-                _pump(process.stdout, on_line, log)
-                code = process.wait()
-        except BaseException:
-            _end_group(process)
-            raise
-        finally:
-            timer.cancel()
-        if timed_out.is_set():
-            raise PoclabError(f"{argv[0]} did not end within {timeout:.0f} s", why=join(argv)[:300])
-        return code
+        with _ended_on_error(process), Log.at(log) as file, _looking(process, watch):
+            copy = Log(file)
+            try:
+                for _, chunk in taken([_pipe(process.stdout)], until):
+                    copy.take(chunk)
+                    lines.take(chunk)
+                lines.end()
+                return process.wait(max(0, until - time.monotonic()))
+            except (TimeIsUp, subprocess.TimeoutExpired):
+                raise TimedOut(argv, timeout) from None
 
     @contextmanager
-    def reading(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+    def reading(self, argv: Sequence[str], *, timeout: float = _LONG) -> Iterator[IO[bytes]]:
         """Start a command and read what it prints as it comes.
 
         What the block does not read is thrown away. On an exception (Ctrl-C included) the
@@ -198,63 +226,54 @@ class Runner:
 
         Args:
             argv: the command and its arguments.
+            timeout: seconds before the process group is ended.
 
         Raises:
             PoclabError: the program is missing.
+            TimedOut: it did not end in time.
+            TooMuchOutput: its errors are without end; how much it prints is the caller's to bound.
             CommandFailed: it failed.
         """
         events.debug(f"run: {join(argv)}")
-        with tempfile.TemporaryFile() as errors:
-            process = _started(argv, subprocess.DEVNULL, subprocess.PIPE, errors)
-            assert process.stdout is not None
-            try:
-                with process.stdout as output:
-                    yield output
-                    while output.read(65536):
-                        pass
-                code = process.wait()
-            except BaseException:
-                _end_group(process)
-                raise
-            errors.seek(0)
-            said = errors.read(65536).decode(errors="replace")
-        if code != 0:
-            raise CommandFailed(Result(tuple(argv), code, "", said))
+        process = _started(argv, subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE)
+        with (
+            _pipe(process.stdout) as output,
+            _watched(argv, process, _pipe(process.stderr), timeout) as watch,
+        ):
+            yield output
+            while output.read(65536):
+                pass
+            watch.finish()
 
     @contextmanager
-    def writing(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+    def writing(self, argv: Sequence[str], *, timeout: float = _LONG) -> Iterator[IO[bytes]]:
         """Start a command and write what it reads as it goes.
 
         On an exception (Ctrl-C included) the process group is ended first.
 
         Args:
             argv: the command and its arguments.
+            timeout: seconds before the process group is ended.
 
         Raises:
             PoclabError: the program is missing.
+            TimedOut: it did not end in time.
+            TooMuchOutput: it prints without end.
             CommandFailed: it failed, or ended before it had read everything.
         """
         events.debug(f"run: {join(argv)}")
-        with tempfile.TemporaryFile() as output:
-            process = _started(argv, subprocess.PIPE, output, output)
-            assert process.stdin is not None
-            whole = False
-            try:
+        process = _started(argv, subprocess.PIPE, subprocess.PIPE, subprocess.STDOUT)
+        stdin, whole = _pipe(process.stdin), False
+        try:
+            with _watched(argv, process, _pipe(process.stdout), timeout) as watch:
                 with suppress(BrokenPipeError):  # its own words say why
-                    yield process.stdin
-                    process.stdin.close()
+                    yield stdin
+                    stdin.close()
                     whole = True
-                code = process.wait()
-            except BaseException:
-                _end_group(process)
-                raise
-            finally:
-                with suppress(OSError):
-                    process.stdin.close()
-            output.seek(0)
-            said = output.read(65536).decode(errors="replace")
-        if code != 0 or not whole:
-            raise CommandFailed(Result(tuple(argv), code or 1, "", said))
+                watch.finish(whole=whole)
+        finally:
+            with suppress(OSError):
+                stdin.close()
 
     def exec(self, argv: Sequence[str]) -> NoReturn:
         """Become the command: terminal, signals and exit status are its own.
@@ -264,31 +283,14 @@ class Runner:
         """
         events.debug(f"exec: {join(argv)}")
         try:
-            os.execvp(argv[0], list(argv))
+            os.execvp(argv[0], list(argv))  # noqa: S606 - no shell is the point
         except FileNotFoundError as error:
-            raise _missing(argv[0]) from error
+            raise missing(argv[0]) from error
 
     def which(self, program: str) -> str | None:
         """The path of a program, looked for in PATH and the sbin directories."""
         sbin = "/usr/local/sbin:/usr/sbin:/sbin"
         return shutil.which(program) or shutil.which(program, path=sbin)
-
-
-_PACKAGES = {
-    "podman": "podman",
-    "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora)",
-    "ssh": "openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)",
-    "ssh-keygen": "openssh-client (Debian, Ubuntu) or openssh-clients (Fedora)",
-    "mke2fs": "e2fsprogs",
-    "mcopy": "mtools",
-    "mformat": "mtools",
-    "mmd": "mtools",
-    "e2fsck": "e2fsprogs",
-    "sfdisk": "fdisk (Debian, Ubuntu) or util-linux (Fedora)",
-    "prlimit": "util-linux",
-    "losetup": "util-linux",
-    "sudo": "sudo",
-}
 
 
 def _started(
@@ -301,11 +303,26 @@ def _started(
     cwd: Path | None = None,
     limits: Mapping[int, int] | None = None,
     pass_fds: Sequence[int] = (),
+    waits: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a program; what its streams are is subprocess's to say."""
+    """Start a program; what its streams are is subprocess's to say.
+
+    Args:
+        argv: the command and its arguments.
+        stdin: see subprocess, like the next two.
+        stdout: where its output goes.
+        stderr: where its errors go.
+        env: variables added to the environment.
+        cwd: the directory it runs in.
+        limits: its resource limits.
+        waits: the user waits for it alone, so sudo may ask for a password.
+    """
+    # Outside of the terminal's foreground group sudo would be stopped when it asks (SIGTTIN), and
+    # a group of root's processes is not ours to end in any case.
+    group = None if waits and argv[0] == "sudo" else 0
     try:
-        return subprocess.Popen(
-            list(argv),
+        return subprocess.Popen(  # noqa: S603 - no shell, and argv comes from this program
+            _limited(argv, limits),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -313,34 +330,11 @@ def _started(
             cwd=cwd,
             # A group of its own, to be ended as a whole; not a session of its own, which would
             # have no terminal, and sudo remembers a password by terminal.
-            process_group=0,
-            preexec_fn=_limiter(limits),
+            process_group=group,
             pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
-        raise _missing(argv[0]) from error
-
-
-@contextmanager
-def _watched(process: subprocess.Popen[bytes], watch: Callable[[], None] | None) -> Iterator[None]:
-    """Have a look at something while a process runs; what that raises ends its group."""
-
-    def look() -> None:
-        assert watch is not None
-        try:
-            watch()
-        except BaseException:
-            if process.returncode is None:
-                _end_group(process)
-            raise
-
-    with repeating(look, _LOOK_EVERY) if watch else nullcontext():
-        yield
-
-
-def _missing(program: str) -> PoclabError:
-    package = _PACKAGES.get(program, program)
-    return PoclabError(f"{program} is not installed", fix=f"install the package {package}")
+        raise missing(argv[0]) from error
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
@@ -350,54 +344,122 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     return env | dict(extra or {})
 
 
-def _limiter(limits: Mapping[int, int] | None) -> Callable[[], None] | None:
-    if not limits:
-        return None
-
-    def apply() -> None:
-        import resource
-
-        for name, value in limits.items():
-            resource.setrlimit(name, (value, value))
-
-    return apply
+def _limited(argv: Sequence[str], limits: Mapping[int, int] | None) -> list[str]:
+    if limits and runner().which(argv[0]) is None:  # prlimit would be the one to complain
+        raise missing(argv[0])
+    return [*rlimits.prefix(limits or {}), *argv]
 
 
-def _pump(stream: IO[bytes], on_line: Callable[[str], None], log: Path | None) -> None:
-    with open(log, "ab") if log else open(os.devnull, "wb") as copy:  # noqa: PTH123
-        pending = b""
-        # read1 returns what is there, so progress is shown when it is printed.
-        while chunk := stream.read1(65536):  # type: ignore[attr-defined]
-            copy.write(chunk)
-            copy.flush()
-            *lines, pending = (pending + chunk.replace(b"\r", b"\n")).split(b"\n")
-            for line in lines:
-                on_line(line.decode(errors="replace"))
-        if pending:
-            on_line(pending.decode(errors="replace"))
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise ValueError("no pipe was asked for")
+    return stream
 
 
-def _end_group(process: subprocess.Popen[bytes], patience: float = 10) -> None:
-    """End every process of the group, also those that outlive their leader."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signum)
-        limit = time.monotonic() + patience
-        while time.monotonic() < limit:
-            process.poll()
-            if not _group_lives(process.pid):
-                return
-            time.sleep(0.05)
+def _text(data: bytes | bytearray) -> str:
+    text = data.decode(errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _group_lives(group: int) -> bool:
+# --- the end of a process -------------------------------------------------------------------
+
+
+@contextmanager
+def _ended_on_error(process: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # members run as another user (sudo)
-        return True
-    return True
+        yield
+    except BaseException:
+        end_group(process)
+        raise
+    finally:
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+
+class _Watch:
+    """A process whose words are taken in, and whose time is measured, beside other work."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        process: subprocess.Popen[bytes],
+        words: IO[bytes],
+        timeout: float,
+    ) -> None:
+        self._argv, self._process, self._timeout = argv, process, timeout
+        self._late = False
+        self._drain = Drain(words, OUTPUT, lambda: end_group(process))
+        self._timer = threading.Timer(timeout, self._expire)
+        self._timer.daemon = True
+
+    def begin(self) -> None:
+        self._drain.start()
+        self._timer.start()
+
+    def finish(self, *, whole: bool = True) -> None:
+        """Wait for its end.
+
+        Raises:
+            CommandFailed: it failed, or did not do `whole` of its work.
+        """
+        code = self._process.wait()
+        self.refuse()
+        if code != 0 or not whole:
+            said = self._drain.said(_CLOSE)
+            self.refuse()
+            raise CommandFailed(Result(tuple(self._argv), code or 1, "", said))
+
+    def refuse(self) -> None:
+        """Raise what it was ended for, if it was."""
+        if self._drain.flooded:
+            raise TooMuchOutput(self._argv, OUTPUT)
+        if self._late:
+            raise TimedOut(self._argv, self._timeout)
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _expire(self) -> None:
+        self._late = True
+        end_group(self._process)
+
+
+@contextmanager
+def _watched(
+    argv: Sequence[str], process: subprocess.Popen[bytes], words: IO[bytes], timeout: float
+) -> Iterator[_Watch]:
+    watch = _Watch(argv, process, words, timeout)
+    watch.begin()
+    try:
+        yield watch
+    except BaseException as error:
+        end_group(process)
+        if isinstance(error, Exception) and not isinstance(error, PoclabError):
+            watch.refuse()  # what the block made of it comes of its being ended
+        raise
+    finally:
+        watch.end()
+
+
+@contextmanager
+def _looking(process: subprocess.Popen[bytes], watch: Callable[[], None] | None) -> Iterator[None]:
+    """Look at something else while a process runs; what that raises ends the group."""
+    if watch is None:
+        yield
+        return
+
+    def look() -> None:
+        try:
+            watch()
+        except BaseException:
+            if process.returncode is None:
+                end_group(process)
+            raise
+
+    with repeating(look, _LOOK_EVERY):
+        yield
 
 
 _current: Runner = Runner()

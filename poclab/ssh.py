@@ -23,8 +23,12 @@ from poclab import config, events
 from poclab.errors import PoclabError
 from poclab.files import sync
 from poclab.lock import guard
-from poclab.run import CommandFailed, run
+from poclab.run import CommandFailed, TimedOut, TooMuchOutput, run
+from poclab.units import MIB
 
+# Bytes that a guest may print for one command: `bootc status` prints some KiB, and a login shell
+# its message of the day.
+ANSWER = MIB
 _KEY = "id_ed25519"
 _NEW = ".new-"  # what a key is called while it is made
 _REMOTE_ERROR = 255  # ssh's own exit status for its own errors, ssh(1)
@@ -221,6 +225,7 @@ class LoginState(StrEnum):
     OK = "ok"
     REFUSED = "refused"
     CHANGED_KEY = "changed key"
+    NOISY = "noisy"
     DOWN = "down"
 
 
@@ -290,18 +295,19 @@ def login(target: Target, timeout: float) -> LoginState:
 
     Returns:
         OK; REFUSED when a server is there but the key or the user's shell is not accepted;
-        CHANGED_KEY when the host key is another than at first contact; DOWN otherwise.
+        CHANGED_KEY when the host key is another than at first contact; NOISY when the login prints
+        without end; DOWN otherwise.
 
     Raises:
         PoclabError: ssh is not installed.
     """
     words = argv(target, ["true"], ["-n", "-T"], batch=True, connect_timeout=round(timeout))
     try:
-        result = run(words, check=False, timeout=timeout + _GRACE)
-    except PoclabError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise
-        return LoginState.DOWN  # it hung and was killed
+        result = run(words, check=False, timeout=timeout + _GRACE, most=ANSWER)
+    except TooMuchOutput:
+        return LoginState.NOISY
+    except TimedOut:
+        return LoginState.DOWN
     if result.code == 0:
         return LoginState.OK
     # OpenSSH's own texts, of the C locale; sshconnect.c and sshconnect2.c.

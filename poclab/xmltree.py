@@ -1,7 +1,7 @@
 """XML that others wrote, as a tree: the one place where it is parsed.
 
-libvirt's descriptions hold what members of its group put in, parked records are text in a volume, an
-OVF comes from a stranger. None of them has a document type, which could make a small text a huge
+libvirt's descriptions hold what members of its group put in, parked records are text in a volume,
+an OVF comes from a stranger. None of them has a document type, which could make a small text a huge
 one (entities) or name other files.
 """
 

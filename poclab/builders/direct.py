@@ -22,17 +22,11 @@ from poclab.builders.kernel import Bootable, find_bootable
 from poclab.digest import file_digest
 from poclab.errors import PoclabError, UsageError
 from poclab.names import shown
+from poclab.programs import missing
 from poclab.run import runner
 from poclab.units import MIB, format_size
 
-_E2FSPROGS = ("mke2fs", "e2fsck")
-_PROGRAMS = ("podman", "sfdisk", *_E2FSPROGS, "mformat", "mmd", "mcopy", "qemu-img")
-_PACKAGES = {
-    "podman": "podman",
-    "sfdisk": "fdisk (Debian, Ubuntu) or util-linux (Fedora)",
-    **dict.fromkeys(_E2FSPROGS, "e2fsprogs"),
-    "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora)",
-}
+_PROGRAMS = ("podman", "sfdisk", "mke2fs", "e2fsck", "mformat", "mmd", "mcopy", "qemu-img")
 # Raised when this builder makes another disk of the same image.
 FORMAT = "direct 2"
 # An fstab has some lines; a larger one is left as it is.
@@ -60,10 +54,7 @@ class Direct:
         rootfs.check_library()
         for program in _PROGRAMS:
             if runner().which(program) is None:
-                package = _PACKAGES.get(program, "mtools")
-                raise PoclabError(
-                    f"{program} is not installed", fix=f"install the package {package}"
-                )
+                raise missing(program)
 
     def inputs(self, request: BuildRequest) -> dict[str, str]:
         """What decides about the disk: the request, this module and the host's programs."""

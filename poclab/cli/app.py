@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
 
-from poclab import __version__, files, output
+from poclab import __version__, files, interrupts, output
 from poclab.cli import (
     context,
     doctor,
@@ -101,14 +101,18 @@ def options(
 def run() -> NoReturn:
     """Run the program and exit: 0 done, 1 failed, 2 usage or lab file, 130 interrupted."""
     files.write_privately()
-    signal.signal(signal.SIGTERM, _terminated)
     output.accept_any_text()
+    interrupts.install()
     try:
         code = _run()
     except KeyboardInterrupt:
-        output.tell("interrupted: the same command again goes on from here")
+        with suppress(OSError):  # the terminal may be gone
+            output.tell("interrupted: the same command again goes on from here")
         code = _INTERRUPTED
-    sys.stdout.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+    if interrupts.left_behind():
+        os._exit(code)  # what hangs in C code would keep the interpreter from ending
     sys.exit(code)
 
 
@@ -159,7 +163,3 @@ def _of_the_system(error: OSError) -> PoclabError:
     return PoclabError(
         "poclab could not use a file", why=why, fix="`poclab doctor` checks the host"
     )
-
-
-def _terminated(_signum: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt

@@ -145,8 +145,7 @@ def _entries(
     found: dict[bytes, tuple[int, int]] = {}
     for number in range(int(count)):
         guid, offset, length, *_ = window.unpack(form, start + skip + number * form.size)
-        assert isinstance(guid, bytes)
-        if guid in found:
+        if not isinstance(guid, bytes) or guid in found:
             raise window.refused(f"its {magic.decode()} table names something twice", AGAIN)
         found[guid] = (int(offset), int(length))
     return found

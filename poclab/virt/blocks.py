@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import libvirt
 
-from poclab import events
+from poclab import events, xmltree
 from poclab.errors import PoclabError
+from poclab.virt import agent
 from poclab.virt.errors import libvirt_errors
 
-_AGENT_PATIENCE = 5  # seconds; what libvirt itself waits for an agent to answer
+_STALLED = 600.0  # seconds in which a copy must get on; a disk that hangs may come back
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def system_disk(xml: str) -> SystemDisk | None:
     Returns:
         The disk, or None when the domain boots from no file.
     """
-    disks = fromstring(xml).findall("devices/disk")  # noqa: S314 - libvirtd wrote it
+    disks = xmltree.parse(xml).findall("devices/disk")
     names = [_attribute(disk, "target", "dev") for disk in disks]
     for disk, name in zip(disks, names, strict=True):
         chain = tuple(_chain(disk))
@@ -86,14 +87,7 @@ class Blocks:
 
     def agent_silence(self) -> str:
         """Why the guest agent does not answer, or an empty string when it does."""
-        import libvirt_qemu
-
-        try:
-            ping = '{"execute": "guest-ping"}'
-            libvirt_qemu.qemuAgentCommand(self._domain, ping, _AGENT_PATIENCE, 0)
-        except libvirt.libvirtError as error:
-            return str(error)
-        return ""
+        return agent.silence(self._domain)
 
     def snapshot(self, path: str, *, quiesce: bool) -> None:
         """Have all that is written from now on go to an overlay; the others stay as they are.
@@ -104,6 +98,7 @@ class Blocks:
                 for that moment.
 
         Raises:
+            SilentError: the guest agent did not hold them still in time.
             PoclabError: it cannot be done; then the disk is as before unless `disk` says so.
         """
         disk = self._there()
@@ -120,11 +115,23 @@ class Blocks:
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
         )
-        if quiesce:
-            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
+        text = tostring(root, encoding="unicode")
         events.step("snapshot", domain=self._name)
         with libvirt_errors(f"the disk of {self._name} cannot be held still"):
-            self._domain.snapshotCreateXML(tostring(root, encoding="unicode"), flags)
+            if quiesce:
+                self._quiesced(text, flags | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE)
+            else:
+                self._domain.snapshotCreateXML(text, flags)
+
+    def _quiesced(self, text: str, flags: int) -> None:
+        what = f"{self._name} did not hold its file systems still within {agent.FREEZE} s"
+        fix = "restart the guest agent in it, or go without: --no-quiesce, or --shutdown"
+        try:
+            with agent.answering(self._domain, agent.FREEZE, what, fix):
+                self._domain.snapshotCreateXML(text, flags)
+        except agent.SilentError:
+            agent.thaw(self._domain)  # libvirt gave up, the agent may be at it still
+            raise
 
     def move(self, path: str) -> None:
         """Have the domain go on with another file that what is on top is copied to.
@@ -180,6 +187,7 @@ class Blocks:
 
     def _pivot(self, target: str) -> None:
         """Wait until a job has caught up, then have the domain go on with what it wrote."""
+        best, since = -1, time.monotonic()
         while not (disk := self._there()).ready:
             if not disk.job:
                 raise PoclabError(
@@ -189,6 +197,14 @@ class Blocks:
                 )
             info = self._domain.blockJobInfo(target, 0) or {}
             events.progress("copying", info.get("cur"), info.get("end"))
+            if (now := int(info.get("cur", 0))) != best:
+                best, since = now, time.monotonic()
+            if time.monotonic() - since > _STALLED:
+                raise PoclabError(
+                    f"the copying of {self._name}'s disk does not get on",
+                    why=f"{now} bytes are copied, none in the last {_STALLED:.0f} s",
+                    fix="look at the pool's disk (`dmesg`), then run it again",
+                )
             time.sleep(0.05)
         events.step("pivot", domain=self._name)
         self._domain.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from xml.etree.ElementTree import Element, fromstring, tostring
+from xml.etree.ElementTree import Element, tostring
 
 import libvirt
 
-from poclab import events
+from poclab import events, xmltree
 from poclab.errors import PoclabError
 from poclab.manifest import NewerFormatError
 from poclab.model import ObservedVm, State, VmRecord
-from poclab.virt import metadata
+from poclab.virt import agent, metadata, remote
 from poclab.virt.blocks import Blocks
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.xml import capture_xml
@@ -147,7 +147,7 @@ class Guest:
     def agent_connected(self) -> bool:
         """Whether the guest agent holds its channel open."""
         with libvirt_errors(f"{self.name} is not there"):
-            target = fromstring(self._domain.XMLDesc(0)).find(_AGENT)  # noqa: S314 - from libvirtd
+            target = xmltree.parse(self._domain.XMLDesc(0)).find(_AGENT)
         return target is not None and target.get("state") == "connected"
 
     @property
@@ -161,7 +161,8 @@ class Guest:
 
         flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         with libvirt_errors(f"{self.name} does not answer"):
-            return str(libvirt_qemu.qemuMonitorCommand(self._domain, "info usernet", flags))
+            ask = libvirt_qemu.qemuMonitorCommand
+            return str(remote.call("monitor", ask, self._domain, "info usernet", flags))
 
     # --- what is done to it ------------------------------------------------------------
 
@@ -237,6 +238,17 @@ class Guest:
                     raise PoclabError(f"{self.name} is busy", fix="run it again in a while")
                 time.sleep(0.1)
 
+    def snapshotting(self) -> bool:
+        """Whether a snapshot is at work that an ended command asked for."""
+        with libvirt_errors(f"{self.name} cannot be asked"):
+            try:
+                job = self._domain.jobStats(0)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+                    return False  # it went off
+                raise
+        return bool(job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_SNAPSHOT)
+
     def _busy(self) -> bool:
         try:
             return bool(self._domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
@@ -253,7 +265,11 @@ class Guest:
         """
         whole = int(seconds)
         time_ = {"seconds": whole, "nseconds": int((seconds - whole) * 1e9)}
-        with libvirt_errors(f"the clock of {self.name} cannot be set"):
+        what, fix = f"the clock of {self.name} was not set", "set it in the guest"
+        with (
+            libvirt_errors(f"the clock of {self.name} cannot be set"),
+            agent.answering(self._domain, agent.ANSWER, what, fix),
+        ):
             self._domain.setTime(time_, 0)
 
     def set_record(self, record: VmRecord) -> None:
@@ -292,7 +308,7 @@ class Guest:
         """
         events.step("plug", domain=self.name, network=network)
         with libvirt_errors(f"{self.name} cannot be connected to network {network}"):
-            root = fromstring(self._domain.XMLDesc(0))  # noqa: S314 - libvirtd wrote it
+            root = xmltree.parse(self._domain.XMLDesc(0))
             for card in root.iterfind("devices/interface[source]"):
                 address, source = card.find("mac"), card.find("source")
                 if address is None or source is None or address.get("address") != mac:
@@ -386,7 +402,7 @@ class Guest:
                 if error.get_error_code() not in _NO_METADATA:
                     raise
                 return None
-        return fromstring(text)  # noqa: S314 - libvirtd wrote it
+        return xmltree.parse(text)
 
     def _set_metadata(self, element: Element, flag: int) -> None:
         with libvirt_errors(f"the metadata of {self.name} cannot be written"):

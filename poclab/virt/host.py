@@ -11,16 +11,16 @@ from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import Element, fromstring, tostring
+from xml.etree.ElementTree import Element, tostring
 
 import libvirt
 
-from poclab import config, events
+from poclab import config, events, xmltree
 from poclab.errors import PoclabError, UsageError
 from poclab.manifest import NewerFormatError, bases
 from poclab.model import Foreign, NetworkRecord, ObservedVm, State, VmRecord
 from poclab.names import plain, shown
-from poclab.virt import metadata
+from poclab.virt import metadata, remote
 from poclab.virt.design import STAND_IN, HostTraits, data_volume, stood_in_for
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
@@ -75,8 +75,7 @@ class Host:
 
     def close(self) -> None:
         """End the connection."""
-        with contextlib.suppress(libvirt.libvirtError):
-            self.conn.close()
+        remote.close(self.conn)
 
     # --- acceleration ----------------------------------------------------------------
 
@@ -138,7 +137,7 @@ class Host:
     def _capabilities(self) -> Element:
         """The host's capabilities, asked for once: libvirt takes milliseconds for them."""
         with libvirt_errors("libvirt does not tell the host's capabilities"):
-            return fromstring(self.conn.getCapabilities())  # noqa: S314 - from libvirtd
+            return xmltree.parse(self.conn.getCapabilities())
 
     # --- pool ------------------------------------------------------------------------
 
@@ -233,6 +232,9 @@ class Host:
         return sorted(self._scan()[0], key=lambda guest: guest.name)
 
     def _scan(self) -> tuple[list[Guest], list[Guest]]:
+        return remote.together(self.conn, "the domains", self._scanned)
+
+    def _scanned(self) -> tuple[list[Guest], list[Guest]]:
         with libvirt_errors("the domains cannot be listed"):
             domains = self.conn.listAllDomains(0)
         ours: list[Guest] = []
@@ -245,6 +247,9 @@ class Host:
 
     def vms(self) -> list[ObservedVm]:
         """All VMs, by lab and name."""
+        return remote.together(self.conn, "the VMs", self._observed)
+
+    def _observed(self) -> list[ObservedVm]:
         ours, others = self._scan()
         found = [vm for guest in ours if (vm := guest.observe())]
         all_ = (*ours, *others)
@@ -264,6 +269,9 @@ class Host:
     def _scan_networks(self) -> tuple[list[LabNetwork], list[str]]:
         if self.session:
             return [], []
+        return remote.together(self.conn, "the networks", self._scanned_networks)
+
+    def _scanned_networks(self) -> tuple[list[LabNetwork], list[str]]:
         with libvirt_errors("the networks cannot be listed"):
             networks = self.conn.listAllNetworks(0)
         ours: list[LabNetwork] = []
@@ -439,8 +447,10 @@ def connect(uri: str | None = None, accel: str = "auto") -> Iterator[Host]:
     Raises:
         PoclabError: there is no libvirt, or no permission.
     """
+    target = uri or _default_uri()
+    asked = target or os.environ["LIBVIRT_DEFAULT_URI"]
     try:
-        conn = libvirt.open(uri or _default_uri())
+        conn = remote.connect(target, far=bool(urlsplit(asked).netloc))
     except libvirt.libvirtError as error:
         raise _connection_error(uri, error) from error
     host = Host(conn, accel)

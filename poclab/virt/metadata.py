@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Interface, IPv4Network
 from typing import TYPE_CHECKING, TypeVar
-from xml.etree.ElementTree import Element, SubElement, fromstring, register_namespace, tostring
+from xml.etree.ElementTree import Element, SubElement, register_namespace, tostring
 
-from poclab import shapes, volumes
+from poclab import shapes, volumes, xmltree
 from poclab.manifest import NewerFormatError
 from poclab.model import (
     DataDisk,
@@ -226,7 +226,7 @@ def find(xml: str, kind: str) -> Element | None:
         xml: what libvirt describes the object with.
         kind: "vm" or "network".
     """
-    return fromstring(xml).find(f"metadata/{_q(kind)}")  # noqa: S314 - libvirtd wrote it
+    return xmltree.parse(xml).find(f"metadata/{_q(kind)}")
 
 
 def text(element: Element) -> str:

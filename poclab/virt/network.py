@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from ipaddress import IPv4Address
-from xml.etree.ElementTree import fromstring
 
 import libvirt
 
-from poclab import events
+from poclab import events, xmltree
 from poclab.model import HostEntry, NetworkRecord, ObservedNetwork
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.xml import host_xml
@@ -80,7 +79,7 @@ class LabNetwork:
         """The reservations there are."""
         with libvirt_errors(f"network {self.record.libvirt_name} is not there"):
             xml = self._network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
-        hosts = fromstring(xml).iterfind("ip/dhcp/host")  # noqa: S314 - libvirtd wrote it
+        hosts = xmltree.parse(xml).iterfind("ip/dhcp/host")
         found = []
         for item in hosts:
             with contextlib.suppress(ValueError):  # none of poclab's: somebody added it
@@ -99,7 +98,7 @@ class LabNetwork:
         found: set[str] = set()
         for port in ports:
             with contextlib.suppress(libvirt.libvirtError):  # it went away meanwhile
-                mac = fromstring(port.XMLDesc(0)).find("mac")  # noqa: S314 - libvirtd wrote it
+                mac = xmltree.parse(port.XMLDesc(0)).find("mac")
                 if mac is not None:
                     found.add(mac.get("address", "").lower())
         return frozenset(found)

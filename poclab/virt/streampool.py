@@ -8,7 +8,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import libvirt
@@ -17,7 +19,7 @@ from poclab import config, events
 from poclab.errors import PoclabError
 from poclab.names import shown
 from poclab.room import Room
-from poclab.units import format_size
+from poclab.units import KIB, format_size
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.moves import Moves, marker
 from poclab.virt.pool import (
@@ -32,6 +34,8 @@ from poclab.virt.pool import (
 )
 from poclab.virt.xml import volume_xml
 from poclab.volumes import checked
+
+_PIECE = 256 * KIB  # bytes; a message of libvirt's takes a little less (virnetprotocol.x)
 
 
 class StreamPool(Moves):
@@ -92,11 +96,8 @@ class StreamPool(Moves):
             stream = self._conn.newStream(0)
             self._volume(name).download(stream, 0, SMALL, 0)
 
-            def keep(_stream: libvirt.virStream, data: bytes, _opaque: object) -> int:
+            while data := stream.recv(_PIECE):
                 chunks.append(data)
-                return len(data)
-
-            stream.recvAll(keep, None)
             stream.finish()
             return b"".join(chunks)
 
@@ -133,7 +134,22 @@ class StreamPool(Moves):
     def _fill(self, volume: libvirt.virStorageVol, data: bytes) -> None:
         stream = self._conn.newStream(0)
         volume.upload(stream, 0, len(data), 0)
-        stream.send(data) if data else None
+        self._send(stream, BytesIO(data), len(data))
+
+    def _send(self, stream: libvirt.virStream, content: BinaryIO, size: int) -> None:
+        """Send all of something; each piece has a deadline of its own (`remote`)."""
+        sent = 0
+        try:
+            while piece := memoryview(content.read(_PIECE)):
+                while piece:
+                    count = stream.send(bytes(piece))
+                    piece, sent = piece[count:], sent + count
+                if size > SMALL:
+                    events.progress("storing the disk", sent, size)
+        except BaseException:
+            with suppress(libvirt.libvirtError, PoclabError):
+                stream.abort()
+            raise
         stream.finish()
 
     def adopt(self, name: str, file: Path) -> None:
@@ -146,17 +162,7 @@ class StreamPool(Moves):
             volume = self._create(name, "raw", size, mode=mode, group=group)
             stream = self._conn.newStream(0)
             volume.upload(stream, 0, size, 0)
-            sent = 0
-
-            def chunk(_stream: libvirt.virStream, count: int, _opaque: object) -> bytes:
-                nonlocal sent
-                data = content.read(count)
-                sent += len(data)
-                events.progress("storing the disk", sent, size)
-                return data
-
-            stream.sendAll(chunk, None)
-            stream.finish()
+            self._send(stream, content, size)
         file.unlink()
         self.refresh()  # else libvirt takes the disk for a raw one until it looks by itself
 

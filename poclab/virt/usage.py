@@ -11,10 +11,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from xml.etree.ElementTree import fromstring
 
 import libvirt
 
+from poclab import xmltree
 from poclab.qcow2_header import backing_file
 from poclab.virt.errors import libvirt_errors
 
@@ -30,7 +30,7 @@ def sources(xml: str) -> Iterator[tuple[str, str]]:
     Args:
         xml: the domain's XML.
     """
-    for disk in fromstring(xml).iterfind("devices/disk"):  # noqa: S314 - libvirtd wrote it
+    for disk in xmltree.parse(xml).iterfind("devices/disk"):
         for source in disk.iter("source"):
             if pool := source.get("pool"):
                 yield pool, source.get("volume", "")
@@ -103,7 +103,7 @@ class Usage:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
                     return ""  # such a domain cannot start
                 raise
-            root = fromstring(found.XMLDesc(0))  # noqa: S314 - libvirtd wrote it
+            root = xmltree.parse(found.XMLDesc(0))
         return os.path.normpath(Path(root.findtext("target/path", ""), name))
 
     def _here(self, path: str) -> set[str]:
@@ -128,4 +128,4 @@ class Usage:
             xml = self._conn.storageVolLookupByPath(path).XMLDesc(0)
         except libvirt.libvirtError:
             return ""  # in no pool: what a domain's own XML names is all there is to know
-        return fromstring(xml).findtext("backingStore/path", "")  # noqa: S314 - from libvirtd
+        return xmltree.parse(xml).findtext("backingStore/path", "")

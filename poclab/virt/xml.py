@@ -12,12 +12,12 @@ from ipaddress import IPv4Address, IPv4Network
 from xml.etree.ElementTree import (
     Element,
     SubElement,
-    fromstring,
     indent,
     register_namespace,
     tostring,
 )
 
+from poclab import xmltree
 from poclab.model import HostEntry
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -209,7 +209,7 @@ def restored_xml(saved: str, spec: DomainSpec) -> str:
         saved: the XML that is kept with the memory.
         spec: the domain that it is to be; its disks and metadata are taken.
     """
-    root = fromstring(saved)  # noqa: S314 - libvirtd wrote it
+    root = xmltree.parse(saved)
     disks = {disk.target: disk for disk in spec.disks}
     for element in root.iterfind("devices/disk"):
         target = element.find("target")
@@ -279,7 +279,7 @@ def closed_pool_xml(xml: str, mode: int, group: int | None) -> str:
         mode: the directory's permission bits.
         group: the ID of its group, or None for the one it has.
     """
-    root = fromstring(xml)  # noqa: S314 - libvirtd wrote it
+    root = xmltree.parse(xml)
     target = root.find("target")
     if target is None:  # every pool has one: formatstorage.html
         raise ValueError("the XML of a storage pool has no target")
@@ -291,7 +291,7 @@ def closed_pool_xml(xml: str, mode: int, group: int | None) -> str:
 
 def pool_directory(xml: str) -> str:
     """The directory that a pool's XML names."""
-    return fromstring(xml).findtext("target/path", "")  # noqa: S314 - libvirtd wrote it
+    return xmltree.parse(xml).findtext("target/path", "")
 
 
 def _host(entry: HostEntry) -> Element:

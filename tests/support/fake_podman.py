@@ -125,7 +125,7 @@ class FakePodman(Runner):
         return self.on_run(words, line)
 
     @contextmanager
-    def reading(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+    def reading(self, argv: Sequence[str], *, timeout: float = 0) -> Iterator[IO[bytes]]:
         words = list(argv)
         self.calls.append(words)
         assert words[1] == "cp", words

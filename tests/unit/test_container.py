@@ -58,7 +58,7 @@ class Fake(Runner):
         return int(code)
 
     @contextmanager
-    def reading(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+    def reading(self, argv: Sequence[str], *, timeout: float = 0) -> Iterator[IO[bytes]]:
         self.asked.append(list(argv))
         yield io.BytesIO(b"tar")
 

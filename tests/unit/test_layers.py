@@ -19,7 +19,22 @@ PACKAGE = ROOT / "poclab"
 # stands for the module and, with a package, for all modules in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("names", "units", "config", "events", "beside", "files", "room", "run"),
+    (
+        "names",
+        "units",
+        "config",
+        "events",
+        "interrupts",
+        "beside",
+        "files",
+        "room",
+        "capture",
+        "groups",
+        "programs",
+        "rlimits",
+        "run",
+        "xmltree",
+    ),
     ("shapes", "volumes", "model", "qcow2_header"),
     ("schema",),
     (

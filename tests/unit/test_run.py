@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from poclab import events, run
+from poclab import events, groups, run
 from poclab.errors import PoclabError
 from poclab.run import CommandFailed, Result, Runner
 
@@ -156,7 +156,7 @@ def test_stream_ends_the_process_group_when_interrupted() -> None:
 
 
 def test_stream_kills_what_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run._end_group, "__defaults__", (0.5,))
+    monkeypatch.setattr(groups.end_group, "__defaults__", (0.5,))
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     script += "import os; print(os.getpid(), flush=True); time.sleep(60)"
     pids: list[int] = []

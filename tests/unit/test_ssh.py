@@ -18,9 +18,11 @@ from stat import S_IMODE
 import pytest
 
 from poclab import events, run, ssh
+from poclab.bootcguest import BootcGuest
 from poclab.errors import PoclabError
 from poclab.probe import free_ports, ssh_banner, wait_until
 from poclab.ssh import LabFiles, LoginState, Target
+from tests.hostile import floods
 
 URI = "qemu:///session"
 
@@ -215,6 +217,26 @@ def test_login(files: LabFiles, server: Server) -> None:
         words = ssh.argv(target, ["echo one; echo two | wc -l; exit 7"], batch=True)
         done = run.run(words, timeout=30, check=False)
         assert (done.stdout, done.code, done.stderr) == ("one\n1\n", 7, "")
+
+
+@pytest.mark.parametrize("flood", [floods.zeros(), floods.lines()], ids=["zeros", "lines"])
+def test_a_login_that_floods(files: LabFiles, server: Server, flood: list[str]) -> None:
+    # dropbear runs this in place of whatever it is asked to run, as a login shell could.
+    server.authorize(f'command="{shlex.join(flood)}" {files.public_key()}')
+    with server.running():
+        assert ssh.login(server.target(files), 20) is LoginState.NOISY
+        guest = BootcGuest(server.target(files), "acme/web")
+        with pytest.raises(PoclabError, match="does not answer") as deaf:
+            guest.check_login()
+        assert deaf.value.why == "a login to it prints without end"
+        for ask in (guest.status, lambda: guest.check_room(1), guest.drop_carried):
+            with pytest.raises(PoclabError) as error:
+                ask()
+            assert error.value.lines()[:2] == [
+                "acme/web prints without end",
+                "why: ssh printed more than 1 MiB",
+            ]
+            assert "poclab ssh acme/web" in error.value.fix
 
 
 def test_a_wrong_key_is_refused(files: LabFiles, server: Server) -> None:

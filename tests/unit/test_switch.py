@@ -128,7 +128,7 @@ class Guest(Runner):
         return next(found, Result(tuple(argv), 0, "", ""))
 
     @contextmanager
-    def writing(self, argv: Sequence[str]) -> Iterator[IO[bytes]]:
+    def writing(self, argv: Sequence[str], *, timeout: float = 0) -> Iterator[IO[bytes]]:
         yield self.carried
         done = self.run(argv)
         if done.code:

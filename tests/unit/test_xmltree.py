@@ -26,7 +26,8 @@ def test_a_document_type_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "<a>", "<a/><b/>", "<a>&c;</a>", "<a>\0</a>", "<a b='1' b='2'/>", "<!doctype a><a/>"]
+    "text",
+    ["", "<a>", "<a/><b/>", "<a>&c;</a>", "<a>\0</a>", "<a b='1' b='2'/>", "<!doctype a><a/>"],
 )
 def test_what_is_not_well_formed_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="it is not well-formed"):

@@ -1,0 +1,42 @@
+"""Signals that end the program early: Ctrl-C, SIGTERM, and a terminal that goes away.
+
+The first one is a KeyboardInterrupt in the main thread, and whatever was begun is cleaned up. Who
+asks a second time does not want to wait for that either: see `urgent`.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import NoReturn
+
+_heard = 0
+_left_behind = False
+
+
+def install() -> None:
+    """Have the signals heard; one that the parent process had ignored (nohup) stays ignored."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signum == signal.SIGTERM or signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _hear)
+
+
+def urgent() -> bool:
+    """Whether the user asked twice: cleaning up must not wait for anybody any more."""
+    return _heard > 1
+
+
+def leave_behind() -> None:
+    """Note that a thread hangs in C code, and that the program is to end without it."""
+    global _left_behind
+    _left_behind = True
+
+
+def left_behind() -> bool:
+    """Whether the program is to end without what the interpreter does at its end."""
+    return _left_behind
+
+
+def _hear(_signum: int, _frame: object) -> NoReturn:
+    global _heard
+    _heard += 1
+    raise KeyboardInterrupt
