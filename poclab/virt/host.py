@@ -450,7 +450,7 @@ def connect(uri: str | None = None, accel: str = "auto") -> Iterator[Host]:
     target = uri or _default_uri()
     asked = target or os.environ["LIBVIRT_DEFAULT_URI"]
     try:
-        conn = remote.connect(target, far=bool(urlsplit(asked).netloc))
+        conn = remote.connect(target, far=not asked.partition("://")[2].startswith("/"))
     except libvirt.libvirtError as error:
         raise _connection_error(uri, error) from error
     host = Host(conn, accel)

@@ -50,9 +50,14 @@ def bootc(after: str = "") -> str:
     return f"#!/bin/sh\n{test}exec cat /dev/zero\n"
 
 
-def login_shell() -> str:
-    """A login shell for a guest that prints without end, whatever it is asked to run."""
-    return "#!/bin/sh\nexec yes 'Welcome! \033]0;pwned\007'\n"
+def login_shell(calm: str = "") -> str:
+    """A login shell for a guest that prints without end, whatever it is asked to run.
+
+    Args:
+        calm: a word; a command that has it in it is run, so that the guest can be mended.
+    """
+    but = f"""case $2 in *{calm}*) exec /bin/sh "$@" ;; esac\n""" if calm else ""
+    return f"#!/bin/sh\n{but}exec yes 'Welcome! \033]0;pwned\007'\n"
 
 
 def agent(port: str, answers: Mapping[str, str] | None = None) -> str:
@@ -74,7 +79,9 @@ def agent(port: str, answers: Mapping[str, str] | None = None) -> str:
     )
     return f"""#!/bin/sh
 exec 3<>{port}
-while read -r line <&3; do
+while :; do
+    # There is an end of file until libvirt has connected, which it does when the port is open.
+    read -r line <&3 || {{ sleep 1; continue; }}
     case $line in
         *'"guest-sync'*)
             id=${{line##*\\"id\\"}}

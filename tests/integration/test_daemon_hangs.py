@@ -130,7 +130,7 @@ def test_hanging_between_two_steps(host: Host) -> None:
     file = labs.lab_file(host, "han", Vm("db", kept=True), Vm("web", kept=False))
     up, down = ("up", file), ("down", "han", "--yes")
     reset = ("reset", "--lab", "han", "--all", "--to", "v2")
-    for args, step in ((up, "define"), (up, "start"), (reset, "define"), (down, "undefine")):
+    for args, step in ((up, "define"), (reset, "start"), (reset, "define"), (down, "undefine")):
         began = time.monotonic()
         done = hung_at(host, step, *args)
         assert time.monotonic() - began < 60

@@ -7,14 +7,19 @@ how much like bootc it is.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from poclab import probe
+from tests.hostile import floods
 from tests.support import bootc_standin, labs, shop
-from tests.support.hosts import Host
+from tests.support.hosts import Completed, Host
 from tests.support.onelab import OneLab, free_port, one_lab
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
@@ -128,6 +133,105 @@ def test_a_guest_without_bootc_is_sent_to_reset(site: Site) -> None:
     assert done.returncode == 1
     assert "there is no bootc in it" in done.stderr
     assert f"poclab reset {site.vm} --to TAG" in done.stderr
+
+
+# --- a hostile guest ----------------------------------------------------------------------
+
+# Runs poclab with an agent given up early, and says how much memory it took, in KiB.
+CLIENT = """
+import re, sys
+from poclab.cli import main
+from poclab.virt import agent
+
+agent.FREEZE = int(sys.argv[1])
+sys.argv = ["poclab", *sys.argv[2:]]
+try:
+    main()
+finally:
+    with open("/proc/self/status") as status:
+        print("peak", re.search("VmHWM:\\\\s+([0-9]+)", status.read())[1], file=sys.stderr)
+"""
+MEMORY = 100_000  # KiB; a client that does nothing has 40,000
+
+
+def client(site: Site, *args: str, freeze: int = 3) -> tuple[Completed, int]:
+    """Run poclab; how it ended, and the KiB it took."""
+    argv = (site.host.place.installation.python, "-c", CLIENT, str(freeze), *args)
+    done = site.host.run(*argv, check=False)
+    peak = re.search(r"^peak (\d+)$", done.stderr, re.MULTILINE)
+    assert peak, done.stderr
+    return done, int(peak[1])
+
+
+def put(site: Site, path: str, script: str) -> None:
+    """Write a program into the guest."""
+    write = f"cat >{path}.new && chmod +x {path}.new && mv {path}.new {path}"
+    site.host.poclab("ssh", site.vm, write, input=script)
+
+
+def test_a_bootc_that_prints_without_end(site: Site) -> None:
+    site.ssh("mv /usr/bin/bootc /usr/bin/bootc.off")
+    put(site, "/usr/bin/bootc", floods.bootc())
+    done, peak = client(site, *site.switch)
+    site.ssh("mv /usr/bin/bootc.off /usr/bin/bootc; killall cat 2>/dev/null; true")
+    assert done.returncode == 1
+    assert f"{site.vm} prints without end" in done.stderr
+    assert "why: ssh printed more than 1 MiB" in done.stderr
+    assert f"poclab ssh {site.vm}" in done.stderr
+    assert peak < MEMORY
+    assert left(site) == []
+
+
+def test_a_login_shell_that_prints_without_end(site: Site) -> None:
+    put(site, "/usr/bin/flood", floods.login_shell(calm="/etc/passwd"))
+    site.ssh("printf '/bin/sh\\n/usr/bin/flood\\n' >/etc/shells")
+    site.ssh("cp /etc/passwd /root/passwd; sed -i '/^root:/s,:[^:]*$,:/usr/bin/flood,' /etc/passwd")
+    done, peak = client(site, *site.switch)
+    site.ssh("cat /root/passwd >/etc/passwd; rm /root/passwd /etc/shells")
+    assert done.returncode == 1
+    assert f"{site.vm} does not answer" in done.stderr
+    assert "why: a login to it prints without end" in done.stderr
+    assert "pwned" not in done.stderr
+    assert peak < MEMORY
+    assert site.ssh("echo calm") == "calm\n"
+
+
+def seen(site: Site) -> tuple[str, list[str], set[str]]:
+    return site.lab.run_id("web"), site.lab.disks("web"), site.lab.volumes()
+
+
+def test_an_agent_that_answers_ping_and_never_freezes(site: Site) -> None:
+    find = "cd /sys/class/virtio-ports; for p in *; do grep -q guest_agent $p/name && echo $p; done"
+    put(site, "/usr/bin/agent", floods.agent(f"/dev/{site.ssh(find).strip()}"))
+    site.ssh("/usr/bin/agent </dev/null >/dev/null 2>&1 &")
+    ping = ("qemu-agent-command", site.lab.domain("web"), '{"execute": "guest-ping"}')
+    probe.wait_until(lambda: "return" in site.host.virsh(*ping, check=False), 30)
+    before, boot = seen(site), site.boot()
+    commit = ("commit", site.vm, "--as", "site:deaf")
+    done, _ = client(site, *commit)
+    assert done.returncode == 1, done.stderr
+    assert "did not hold its file systems still within 3 s" in done.stderr, done.stderr
+    assert "--no-quiesce" in done.stderr
+    assert "--shutdown" in done.stderr
+    assert (seen(site), site.boot()) == (before, boot)
+    assert labs.leftovers(site.host) == []
+    # Nor does it keep anybody from stopping, and the lab is free afterwards.
+    python = site.host.place.installation.python
+    process = site.host.popen(python, "-c", CLIENT, "10", "-v", *commit)
+    assert process.stderr is not None
+    while "snapshot" not in process.stderr.readline():
+        assert process.poll() is None
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert (process.returncode, time.monotonic() - began < 8) == (130, True)
+    # What libvirt is still at is waited for; no overlay is taken away beneath it.
+    site.host.poclab(*commit, "--no-quiesce")
+    assert site.boot() == boot
+    assert labs.leftovers(site.host) == []
+    site.ssh("killall agent; rm /usr/bin/agent")
+    site.lab.reset("web", "--to", "v1")
+    site.host.poclab("image", "rm", "site:deaf")
 
 
 def test_the_stand_in_refuses_what_bootc_refuses(site: Site) -> None:
