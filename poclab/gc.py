@@ -218,8 +218,8 @@ def _old(
         return versions, [], used
     if store.holds_all():
         events.warning(
-            "no version is removed: there are some that this poclab cannot read; `poclab doctor`"
-            " lists those that are damaged"
+            "no version is removed: some cannot be read: a newer poclab made them, or they are"
+            " damaged (`poclab doctor` names those)"
         )
         return versions, [], used
     marks = Marks.of(host.pool)

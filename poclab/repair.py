@@ -11,26 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from poclab import events, lockdir
+from poclab import events, lockdir, volumes
 from poclab.errors import PoclabError
 from poclab.virt.host import Host, connect
 from poclab.virt.localpool import close_base
-from poclab.virt.pool import PRIVATE_MODE, STAGING
-
-# What the names of poclab's own files in the pool's directory begin with.
-_OWN = (
-    "base.",
-    "manifest.",
-    "overlay.",
-    "scratch.",
-    "data.",
-    "warm.",
-    "mark.",
-    "parked.",
-    "move.",
-    "poclab.json",
-)
-_BASE = "base."
+from poclab.virt.pool import PRIVATE_MODE
+from poclab.volumes import Kind
 
 
 @dataclass(frozen=True)
@@ -136,7 +122,7 @@ def _too_open(host: Host) -> Iterator[tuple[str, int]]:
         with _opened(host.pool.directory) as directory:
             names = sorted(os.listdir(directory))  # noqa: PTH208 - a descriptor
             # Somebody else's directory, in which poclab's files are guests, keeps its mode.
-            if all(name.startswith((*_OWN, STAGING)) for name in names):
+            if all(volumes.find(name) for name in names):
                 yield from _if_open(".", os.fstat(directory), host)
             for name in names:
                 yield from _volume_if_open(name, host, directory)
@@ -150,7 +136,8 @@ def _volume_if_open(
     path: str, host: Host, directory: int | None = None
 ) -> Iterator[tuple[str, int]]:
     name = path.rpartition("/")[2]
-    if name.startswith(_OWN):
+    own = volumes.find(name)
+    if own and own.kind != Kind.STAGING:
         # Deleted by another command meanwhile, or in a directory that is closed.
         with suppress(FileNotFoundError, PermissionError):
             found = os.stat(path, dir_fd=directory, follow_symlinks=False)
@@ -160,7 +147,7 @@ def _volume_if_open(
 def _if_open(name: str, found: os.stat_result, host: Host) -> Iterator[tuple[str, int]]:
     mode = stat.S_IMODE(found.st_mode)
     readers = host.readers()
-    shared = 0o010 if name == "." else 0o040 if name.startswith(_BASE) else 0
+    shared = 0o010 if name == "." else 0o040 if _is_base(name) else 0
     allowed = shared if readers is not None and found.st_gid == readers else 0
     if mode & 0o077 & ~allowed and (name == "." or stat.S_ISREG(found.st_mode)):
         yield name, mode
@@ -179,13 +166,18 @@ def _close(directory: int, name: str, readers: int | None) -> bool:
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
             return False
         events.step("close", volume=name)
-        if name.startswith(_BASE):
+        if _is_base(name):
             close_base(fd, readers)
         else:
             _set(fd, PRIVATE_MODE, None)
     finally:
         os.close(fd)
     return True
+
+
+def _is_base(name: str) -> bool:
+    own = volumes.find(name)
+    return own is not None and own.kind == Kind.BASE
 
 
 def _set(fd: int, mode: int, group: int | None) -> None:

@@ -92,8 +92,8 @@ class World:
         disk = Frozen("", "overlay.calm.a.eeeeeeee.qcow2")
         version = decode((self._pool / manifest_volume(Ref("tiny", tag))).read_bytes())
         state = WarmState(
-            "calm", "a", version.ref, version.digest, (), {}, (disk,), "",
-            "2026-01-01T00:00:00Z", complete=True,
+            "calm", "a", version.ref, version.digest, (), {}, (disk,),
+            "overlay.calm.a.dddddddd.qcow2", "2026-01-01T00:00:00Z", complete=True,
         )  # fmt: skip
         for name in (disk.volume, state.memory):
             self._write(name)

@@ -241,12 +241,13 @@ def test_an_older_pool_is_found_and_closed(world: World) -> None:
     lab = str(host.write("old.yaml", FILE.replace("acme", "old").replace("tiny:v1", "tiny:v2")))
     world.poclab("up", lab, "--yes")
     victim, second = "/var/tmp/poclab-victim", f"{world.directory}/overlay.old.b.00000000.qcow2"
+    pipe = f"base.{'0' * 64}.qcow2"
     script = f"""
         cd {world.directory} && chmod 0644 ./*.json ./overlay.* ./data.* && chmod 0444 ./base.*
         chmod 0755 . && echo precious > {victim} && chmod 0644 {victim}
         ln -s {victim} overlay.old.a.00000000.qcow2
         ln poclab.json {second}
-        mkfifo -m 0666 base.pipe.qcow2
+        mkfifo -m 0666 {pipe}
     """
     owner = world.volumes()["poclab.json"].owner
     world.as_root("sh", "-c", script)
@@ -268,7 +269,7 @@ def test_an_older_pool_is_found_and_closed(world: World) -> None:
         assert world.as_root("cat", victim) == "precious\n"
         assert world.as_root("stat", "-c", "%a", victim) == "644\n"
         world.as_root("rm", second, f"{world.directory}/overlay.old.a.00000000.qcow2")
-        world.as_root("rm", f"{world.directory}/base.pipe.qcow2")
+        world.as_root("rm", f"{world.directory}/{pipe}")
         # A file with a second name may be somebody else's, and was left.
         assert _wrong(world, world.volumes()) == [f"poclab.json: 0644 {owner}"]
         world.as_root("chmod", "0600", f"{world.directory}/poclab.json")

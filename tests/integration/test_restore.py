@@ -242,7 +242,7 @@ def test_what_changed_meanwhile(host: Host) -> None:
     (manifest,) = [x for x in of_lab(host, "fit") if x.startswith("parked.")]
     path = f"{labs.look(host)['directory']}/{manifest}"
     host.run("truncate", "-s", "40", path)
-    assert "is damaged" in host.poclab("parked", "ls").stderr
+    assert f"damaged: {manifest}" in host.poclab("parked", "ls").stderr
     before = of_lab(host, "fit")
     host.poclab("reset", "fit/web", "--no-wait")
     assert {scratch, manifest} <= set(of_lab(host, "fit")) & set(before)
