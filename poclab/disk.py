@@ -9,13 +9,11 @@ is a path and nothing else.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 from poclab import qcow2file, qemuimg
 from poclab.errors import PoclabError
-from poclab.inspection import CHECK_LIMITS, refuse_damaged
 from poclab.names import shown
 from poclab.qcow2_header import backing_file, virtual_size
 from poclab.qemuimg import HOURS as _HOURS
@@ -23,7 +21,7 @@ from poclab.qemuimg import plain as _plain
 from poclab.qemuimg import reason as _reason
 from poclab.run import CommandFailed, runner
 
-_UNCHECKED = 1  # qemu-img(1): the check was not completed because of internal errors
+_DAMAGED = "check the disk that the pool is on; `poclab image verify` reads all versions"
 _SECTOR = 512
 
 
@@ -36,12 +34,7 @@ def check(path: Path) -> None:
     Raises:
         PoclabError: it is damaged or truncated, or another program holds it.
     """
-    name = shown(path.name, 200)
-    argv = ["qemu-img", "check", "-f", "qcow2", _plain(path)]
-    result = runner().run(argv, check=False, timeout=1200, limits=CHECK_LIMITS)
-    if result.code == _UNCHECKED:
-        raise PoclabError(f"{name} cannot be checked", why=_reason(result.last_line))
-    refuse_damaged(name, "qcow2", result.code, result.stdout + result.stderr)
+    qemuimg.check(["-f", "qcow2", _plain(path)], shown(path.name, 200), fix=_DAMAGED)
 
 
 def read_sectors(path: Path, sector: int, count: int) -> bytes:
@@ -155,12 +148,8 @@ def is_blank(path: Path) -> bool:
         PoclabError: it is damaged.
     """
     with qcow2file.unnamed(path, backing_file(path)) as (name, fds):
-        argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", name]
-        result = runner().run(argv, check=False, timeout=1200, limits=CHECK_LIMITS, pass_fds=fds)
-    if result.code not in (0, 3):
-        raise PoclabError(f"{shown(path.name, 200)} is damaged", why=_reason(result.last_line))
-    # ImageCheck in qapi/block-core.json: left out when there is none.
-    return not json.loads(result.stdout).get("allocated-clusters")
+        found = qemuimg.check(["-f", "qcow2", name], shown(path.name, 200), fds, fix=_DAMAGED)
+    return not found.get("allocated-clusters")  # left out when there is none
 
 
 def create_empty(path: Path, size: int) -> None:

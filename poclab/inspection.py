@@ -14,22 +14,16 @@ opening a backing chain).
 from __future__ import annotations
 
 import json
-import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poclab import qemuimg
-from poclab.errors import PoclabError
 from poclab.names import shown
-from poclab.run import runner
 from poclab.units import MIB
 
 if TYPE_CHECKING:
     from poclab.formats import DiskInfo, Window
 
-_INFO_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 30}
-# A check walks all of the metadata: 1 GiB holds the reference counts of about 30 TiB of data.
-CHECK_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 600}
 # Formats whose metadata qemu-img can check; the readers of poclab.formats check vpc's.
 _CHECKED = ("qcow2", "vmdk", "vdi", "vhdx")
 
@@ -74,9 +68,8 @@ def agree(window: Window, found: DiskInfo) -> None:
     Raises:
         PoclabError: if it does not.
     """
-    argv = ["qemu-img", "info", "--output=json", _named(window, found.format)]
-    fds = (window.descriptor,)
-    result = runner().run(argv, check=False, timeout=120, limits=_INFO_LIMITS, pass_fds=fds)
+    disk, fds = [_named(window, found.format)], (window.descriptor,)
+    result = qemuimg.info(disk, fds)
     if result.code != 0:
         raise window.refused(f"qemu-img cannot read it: {qemuimg.reason(result.last_line)}")
     info = json.loads(result.stdout)
@@ -92,29 +85,8 @@ def agree(window: Window, found: DiskInfo) -> None:
     if size != found.virtual_size:
         raise window.refused(f"its size is unclear: {found.virtual_size} or {size}")
     if found.format in _CHECKED:
-        _check(window, found.format)
-
-
-def _check(window: Window, form: str) -> None:
-    argv = ["qemu-img", "check", _named(window, form)]
-    fds = (window.descriptor,)
-    result = runner().run(argv, check=False, timeout=1200, limits=CHECK_LIMITS, pass_fds=fds)
-    refuse_damaged(window.name, form, result.code, result.stdout + result.stderr)
-
-
-def refuse_damaged(name: str, form: str, code: int, text: str) -> None:
-    """Judge how `qemu-img check` ended.
-
-    Raises:
-        PoclabError: if the disk is damaged.
-    """
-    # qemu-img(1): 0 fine, 2 corrupt, 3 leaked clusters, which waste space and harm nothing.
-    if code in (0, 3):
-        return
-    lines = text.strip().splitlines() or [f"exit status {code}"]
-    why = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-    fix = f", or try: qemu-img check -r all -f {form} FILE" if form == "qcow2" else ""
-    raise PoclabError(f"{name} is damaged", why=qemuimg.reason(why), fix=f"copy it again{fix}")
+        again = ", or try: qemu-img check -r all -f qcow2 FILE" if found.format == "qcow2" else ""
+        qemuimg.check(disk, window.name, fds, fix=f"copy it again{again}")
 
 
 def copy(window: Window, found: DiskInfo, target: Path) -> None:

@@ -6,20 +6,35 @@ before it begins (RLIMIT_FSIZE) and while it runs, since others write as well.
 
 from __future__ import annotations
 
+import json
 import re
+import resource
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from poclab import events, room
 from poclab.errors import PoclabError
 from poclab.files import writing_out
-from poclab.run import runner
-from poclab.units import GIB, format_size
+from poclab.run import Result, runner
+from poclab.units import GIB, MIB, format_size
 
 HOURS = 6 * 3600.0
 # Address space: buffers, thread stacks and the tables, which the readers have bounded.
 _MEMORY = 2 * GIB
+# On a busy machine one request after the other each finds no idle thread and starts another, up
+# to 64 (thread_pool_submit_aio() in util/thread-pool.c). Each has a stack of RLIMIT_STACK, and
+# malloc gives each an arena of 64 MiB: a gigabyte was used up by 14 of them (pthread_create then
+# fails, and QEMU aborts). With these, 64 threads take a quarter of it.
+_FEW_ARENAS = {"MALLOC_ARENA_MAX": "1"}
+_STACK = {resource.RLIMIT_STACK: 2 * MIB}
+_INFO_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 30, **_STACK}
+# A check walks all of the metadata: 1 GiB holds the reference counts of about 30 TiB of data.
+_CHECK_LIMITS = {resource.RLIMIT_AS: 1024 * MIB, resource.RLIMIT_CPU: 600, **_STACK}
+# qemu-img(1), check: fine; corrupt; leaked clusters, which waste space and harm nothing. Any other
+# status, or a signal, says nothing of the disk.
+_FINE, _CORRUPT, _LEAKS = 0, 2, 3
 _PERCENT = re.compile(r"\(([0-9.]+)/100%\)")
 
 
@@ -32,6 +47,60 @@ def reason(text: str) -> str:
     """The end of a qemu-img message: what is wrong, without the program and the file."""
     words = re.sub(r"/proc/self/fd/[0-9]+", "the disk", text.removeprefix("qemu-img: "))
     return words.strip()[:300]
+
+
+def info(disk: Sequence[str], pass_fds: Sequence[int] = ()) -> Result:
+    """Have qemu-img describe a disk; see `ImageInfo` in qapi/block-core.json.
+
+    Args:
+        disk: the arguments that name it.
+        pass_fds: descriptors that these name.
+    """
+    argv = ["qemu-img", "info", "--output=json", *disk]
+    return runner().run(
+        argv, check=False, timeout=120, limits=_INFO_LIMITS, env=_FEW_ARENAS, pass_fds=pass_fds
+    )
+
+
+def check(
+    disk: Sequence[str], name: str, pass_fds: Sequence[int] = (), *, fix: str = ""
+) -> dict[str, Any]:
+    """Check the metadata of a disk; its data is not looked at.
+
+    Args:
+        disk: the arguments that name it.
+        name: what to call it in messages.
+        pass_fds: descriptors that the arguments name.
+        fix: what to do about a damaged one.
+
+    Returns:
+        What was found: `ImageCheck` in qapi/block-core.json.
+
+    Raises:
+        PoclabError: if it is damaged, or cannot be checked.
+    """
+    argv = ["qemu-img", "check", "--output=json", *disk]
+    for _ in range(2):  # a second time, for what was wrong with the machine at that moment
+        result = runner().run(
+            argv,
+            check=False,
+            timeout=1200,
+            limits=_CHECK_LIMITS,
+            env=_FEW_ARENAS,
+            pass_fds=pass_fds,
+        )
+        if result.code in (_FINE, _LEAKS):
+            return dict(json.loads(result.stdout))
+        if result.code == _CORRUPT:
+            lines = result.stderr.splitlines()
+            why = next((line for line in lines if line.startswith("ERROR")), "see qemu-img check")
+            raise PoclabError(f"{name} is damaged", why=reason(why), fix=fix)
+        events.debug(f"qemu-img check ended with status {result.code}: {result.last_line}")
+    raise PoclabError(
+        f"cannot check {name}",
+        why=reason(result.last_line),
+        fix="run it again; if it stays so, the disk is damaged or qemu-img too old for it",
+    )
 
 
 def convert(
@@ -61,11 +130,11 @@ def convert(
         raise PoclabError(f"{target} exists already")
     left = room.check(target.parent, name)
     limit = min(left, at_most if at_most is not None else left)
-    # prlimit(1), not limits set between fork and exec: other threads may run here.
     # No core: the name of a core file is not ours to clean up.
-    limits = ["prlimit", f"--fsize={limit}", "--core=0"]
-    limits += [] if at_most is None else [f"--as={_MEMORY}"]
-    argv = [*limits, "qemu-img", "convert", "-p", "-O", "qcow2", "-o", "compat=1.1"]
+    limits = {resource.RLIMIT_FSIZE: limit, resource.RLIMIT_CORE: 0, **_STACK}
+    if at_most is not None:
+        limits[resource.RLIMIT_AS] = _MEMORY
+    argv = ["qemu-img", "convert", "-p", "-O", "qcow2", "-o", "compat=1.1"]
     last = [""]
 
     def line(text: str) -> None:
@@ -81,7 +150,8 @@ def convert(
                 [*argv, *source, plain(target)],
                 line,
                 timeout=HOURS,
-                env={"MALLOC_ARENA_MAX": "4"},
+                env=_FEW_ARENAS,
+                limits=limits,
                 pass_fds=pass_fds,
                 watch=room.watch(target.parent, name),
             )

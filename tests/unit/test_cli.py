@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -45,7 +44,6 @@ class Program:
 
     def __call__(self, *arguments: str) -> Ended:
         """Run poclab."""
-        before = signal.getsignal(signal.SIGTERM)
         argv, sys.argv = sys.argv, ["poclab", *arguments]
         try:
             run()
@@ -54,7 +52,6 @@ class Program:
             return Ended(end.code if isinstance(end.code, int) else 1, out, err)
         finally:
             sys.argv = argv
-            signal.signal(signal.SIGTERM, before)
 
     def files(self) -> set[str]:
         """All files below the directory."""

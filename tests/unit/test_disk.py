@@ -351,7 +351,7 @@ def test_what_cannot_be_checked_is_not_called_damaged(tmp_path: Path) -> None:
         holder.stdin.write(b"write 0 64k\n")
         holder.stdin.flush()
         assert b"wrote" in holder.stdout.readline()
-        with pytest.raises(PoclabError, match="cannot be checked") as error:
+        with pytest.raises(PoclabError, match="cannot check") as error:
             disk.check(path)
         assert "another process" in error.value.why
         holder.stdin.close()
