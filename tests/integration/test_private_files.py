@@ -230,6 +230,7 @@ def test_down_deletes_the_rotated_parts_of_a_console_log(world: World) -> None:
     world.as_root("chown", owner, *parts, *others)
     world.poclab("down", "acme", "--yes", "--volumes")
     left = world.as_root("find", str(Path(path).parent), "-type", "f").splitlines()
+    world.as_root("rm", *others)
     assert not {path, *parts} & set(left)
     assert set(others) <= set(left)
 
