@@ -85,6 +85,6 @@ def test_a_pool_behind_libvirt_keeps_its_reserve_too() -> None:
     pool.directory = "/pool"
     pool._pool = SimpleNamespace(info=lambda: [2, 100 * GIB, 98 * GIB, 2 * GIB])
     pool._check_room(GIB)
-    with pytest.raises(PoclabError, match=r"there is no room for a disk of 1\.0 GiB") as error:
+    with pytest.raises(PoclabError, match="there is no room for a disk of") as error:
         pool._check_room(GIB + 1)
     assert "/pool has 2 GiB free" in error.value.why
