@@ -80,6 +80,6 @@ def thaw(domain: Any) -> None:
     """Let a guest write again whose agent may have held it still too late; best effort."""
     try:
         domain.agentSetResponseTimeout(ANSWER, 0)
-        domain.fSThaw()
+        domain.fsThaw()
     except (libvirt.libvirtError, PoclabError) as error:
         events.debug(f"{domain.name()} was not thawed: {plain(str(error))}")

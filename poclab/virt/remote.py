@@ -34,6 +34,7 @@ from poclab.units import format_seconds
 T = TypeVar("T")
 
 _NOTICE = 3.0  # seconds after which the user is told; a call takes milliseconds
+_NOTICE_LONG = 10.0  # the same for what moves a guest's memory or disks
 _LOOK = 0.5  # seconds between two looks, for signals that another thread got
 _BRIEF = 5.0  # seconds for a call when another one hangs already
 _KEEPALIVE = (10, 6)  # seconds between two messages, and how many may go unanswered
@@ -204,8 +205,7 @@ class Line:
         return min(usual, _BRIEF) if self.hangs else usual
 
     def _wait(self, job: _Job, name: str, limit: float) -> None:
-        # What is long by nature needs no word before it is longer than it should be.
-        notice = _NOTICE if limit <= _USUAL else 10 * _NOTICE
+        notice = _NOTICE if limit <= _USUAL else _NOTICE_LONG
         begin, told = time.monotonic(), False
         while not job.done.acquire(timeout=_LOOK):
             passed = time.monotonic() - begin
