@@ -334,7 +334,8 @@ def _started(
             pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
-        raise missing(argv[0]) from error
+        # Under limits the program was looked for before.
+        raise missing("prlimit" if limits else argv[0]) from error
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:

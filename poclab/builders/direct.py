@@ -26,7 +26,9 @@ from poclab.programs import missing
 from poclab.run import runner
 from poclab.units import MIB, format_size
 
-_PROGRAMS = ("podman", "sfdisk", "mke2fs", "e2fsck", "mformat", "mmd", "mcopy", "qemu-img")
+_E2FSPROGS = ("mke2fs", "e2fsck")
+_MTOOLS = ("mformat", "mmd", "mcopy")
+_PROGRAMS = ("podman", "sfdisk", *_E2FSPROGS, *_MTOOLS, "qemu-img", "prlimit")
 # Raised when this builder makes another disk of the same image.
 FORMAT = "direct 2"
 # An fstab has some lines; a larger one is left as it is.
