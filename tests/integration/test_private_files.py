@@ -100,6 +100,7 @@ class World:
 
 def _world(who: str, host: Host, pool: str = "") -> World:
     host.poclab("image", "ls", POCLAB_POOL_DIR=pool)  # makes it
+    labs.store(host, "small:v1")
     xml = fromstring(host.virsh("pool-dumpxml", "poclab"))
     capabilities = fromstring(host.virsh("capabilities"))
     label = capabilities.findtext("host/secmodel[model='dac']/baselabel", "")
@@ -216,7 +217,7 @@ def test_nobody_else_can_read_what_a_full_run_leaves(world: World) -> None:
 @pytest.mark.parametrize("world", ["session", "root"], indirect=True, scope="module")
 def test_down_deletes_the_rotated_parts_of_a_console_log(world: World) -> None:
     """virtlogd calls them NAME.0, NAME.1 and so on; nothing of another name goes with them."""
-    lab = str(world.host.write("acme.yaml", FILE.replace("tiny:v1", "tiny:v2")))
+    lab = str(world.host.write("acme.yaml", FILE.replace("tiny:v1", "small:v1")))
     world.poclab("up", lab, "--yes")
     xml = fromstring(world.host.virsh("dumpxml", "acme.a"))
     log = xml.find("devices/serial/log")
@@ -239,7 +240,7 @@ def test_down_deletes_the_rotated_parts_of_a_console_log(world: World) -> None:
 def test_an_older_pool_is_found_and_closed(world: World) -> None:
     """As earlier versions left it; with what a neighbour could have put there while it was open."""
     host = world.host
-    lab = str(host.write("old.yaml", FILE.replace("acme", "old").replace("tiny:v1", "tiny:v2")))
+    lab = str(host.write("old.yaml", FILE.replace("acme", "old").replace("tiny:v1", "small:v1")))
     world.poclab("up", lab, "--yes")
     victim, second = "/var/tmp/poclab-victim", f"{world.directory}/overlay.old.b.00000000.qcow2"
     pipe = f"base.{'0' * 64}.qcow2"
