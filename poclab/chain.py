@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from poclab import files
 from poclab.errors import PoclabError
 from poclab.manifest import bases
 from poclab.model import VmRecord
@@ -56,7 +57,7 @@ def check(directory: Path, names: Sequence[str], owner: str) -> None:
 def _fault(directory: Path, name: str, below: str) -> str:
     """What is wrong with one disk, or an empty string."""
     try:
-        head = head_of(directory / name)
+        head = head_of(files.below(directory, name))
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if head is None:
@@ -64,7 +65,7 @@ def _fault(directory: Path, name: str, below: str) -> str:
     if head.elsewhere:
         return "has its data in another file, or encrypted"
     # A base names the one below without a directory; an overlay names it with one.
-    wanted = {below, str(directory / below)} if below else {""}
+    wanted = {below, str(files.below(directory, below))} if below else {""}
     if head.backing not in wanted and not _same(directory, head.backing, below):
         return f"stands on {shown(head.backing, 200) if head.backing else 'nothing'}"
     # Left out, QEMU looks for itself: what is below was found to be qcow2, or will be.

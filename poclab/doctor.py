@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
-import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +17,6 @@ from poclab.virt.host import Host, connect
 
 # Firmware descriptors that libvirt chooses UEFI by (QEMU, docs/interop/firmware.json).
 _FIRMWARE = ("/usr/share/qemu/firmware", "/etc/qemu/firmware")
-_KVM = Path("/dev/kvm")
 _LITTLE_SPACE = 5 * GIB
 
 
@@ -123,51 +118,7 @@ def _guarded(name: str, host: Host, check: Callable[[Host], Check]) -> Check:
 def _acceleration(host: Host) -> Check:
     if not host.traits.kvm:
         return Check("acceleration", "note", "TCG: guests are emulated, about ten times slower")
-    user = host.qemu_user() if host.local and not host.session else None
-    if user:
-        with suppress(OSError):
-            help_ = kvm_denied(_KVM.stat(), *user)
-            if help_:
-                return Check("acceleration", "missing", help_)
     return Check("acceleration", "ok", "KVM")
-
-
-def kvm_denied(device: os.stat_result, uid: int, gid: int) -> str:
-    """What to do when QEMU may not open /dev/kvm, or an empty string when it may.
-
-    libvirtd, which is root, sees a KVM that works, and its guests do not start. QEMU has the
-    groups of its account besides the one it is given (libvirt's virGetGroupList).
-
-    Args:
-        device: the device's status.
-        uid: the user that QEMU runs as.
-        gid: its group.
-    """
-    try:
-        account = pwd.getpwuid(uid)
-        name, groups = account.pw_name, {gid, *os.getgrouplist(account.pw_name, account.pw_gid)}
-    except KeyError:
-        name, groups = str(uid), {gid}
-    mode = stat.S_IMODE(device.st_mode)
-    bits = mode >> 6 if device.st_uid == uid else mode >> 3 if device.st_gid in groups else mode
-    if uid == 0 or bits & 0o6 == 0o6:
-        return ""
-    group = _group_name(device.st_gid)
-    found = f"QEMU runs as {name} and may not open /dev/kvm (group {group}, mode {mode:04o})"
-    if mode & 0o060 == 0o060 and device.st_gid != 0:
-        return f"{found}: usermod -aG {group} {name}"
-    rule = 'KERNEL=="kvm", GROUP="kvm", MODE="0660"'
-    return (
-        f"{found}: `chgrp kvm /dev/kvm; chmod 660 /dev/kvm`, and for good a udev rule {rule};"
-        f" {name} must be in group kvm"
-    )
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
 
 
 def _pool(host: Host) -> Check:

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poclab.beside import repeating
+from poclab.errors import PoclabError
+from poclab.names import shown
 
 # Seconds between two rounds of `writing_out`: with 0.01 a copy of 2 GiB is on the disk as soon as
 # it is made (0.95 s; 1.5 s when it is synced afterwards).
@@ -27,6 +29,37 @@ def share_as_usual(path: Path) -> None:
     """Give a file that the user named the mode that any program would have given it."""
     with suppress(PermissionError):  # root made it
         path.chmod(0o666 & ~_users_umask)
+
+
+def write_configuration(path: Path, data: bytes) -> None:
+    """Write a file of the system's configuration, whole or not at all, for everybody to read.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        os.fchmod(fd, 0o644)  # as other configuration is: it holds no secret
+    new.replace(path)
+
+
+def below(directory: Path, name: str) -> Path:
+    """Give the path of a name in a directory; for names that come from elsewhere.
+
+    Raises:
+        PoclabError: if the name would lead anywhere else.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise PoclabError(
+            f"invalid file name {shown(name)}",
+            why=f"it would lead out of {directory}",
+            fix="look at where it comes from: `poclab doctor` lists damaged records",
+        )
+    return directory / name
 
 
 def sync(path: Path) -> None:

@@ -19,9 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import config, events
+from poclab import config, events, files
 from poclab.errors import PoclabError
-from poclab.sparse import write_all
 
 SHARED = Path("/run/poclab")
 GROUP = "libvirt"  # who may use qemu:///system (libvirt's polkit rule, and its socket's group)
@@ -146,7 +145,7 @@ def install() -> list[str]:
         os.close(fd)
     if not made_at_boot():
         events.step("write", file=str(TMPFILES))
-        _write_tmpfiles()
+        files.write_configuration(TMPFILES, SHIPPED.read_bytes())
         done.append(f"wrote {TMPFILES}")
     return done
 
@@ -214,20 +213,6 @@ def _closed() -> PoclabError:
 def _not_roots(why: str) -> PoclabError:
     fix = f"look at what it is, remove it as root, then run `{REPAIR}`"
     return unusable(SHARED, why, fix)
-
-
-def _write_tmpfiles() -> None:
-    """Install the shipped tmpfiles.d file, whole or not at all."""
-    TMPFILES.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    new = TMPFILES.with_name(f".{TMPFILES.name}.new")
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, SHIPPED.read_bytes(), 0)
-        os.fchmod(fd, 0o644)  # as other configuration is: it holds no secret
-    finally:
-        os.close(fd)
-    new.replace(TMPFILES)
 
 
 # --- any directory ------------------------------------------------------------------------

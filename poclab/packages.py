@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from poclab.errors import PoclabError
+from poclab.files import below
 from poclab.tarwalk import Member, TarError, TarReader
 from poclab.units import GIB, MIB
 
@@ -107,7 +108,7 @@ def read_tree(stream: IO[bytes]) -> Tree:
                     found |= dpkg(text.decode(errors="replace"))
                     files[name] = _file(member, _digest(reader, text))
                 elif match := _RPM.fullmatch(name):
-                    _copy(reader, member, Path(scratch, match[1]))
+                    _copy(reader, member, below(Path(scratch), match[1]))
                     files[name] = _file(member, "database")
                 else:
                     note = _OLD_NOTE if _OLD_RPM.fullmatch(name) else note

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from poclab import events, lockdir, volumes
 from poclab.errors import PoclabError
+from poclab.virt import kvm
 from poclab.virt.host import Host, connect
 from poclab.virt.localpool import close_base
 from poclab.virt.pool import PRIVATE_MODE
@@ -84,6 +85,27 @@ def _mend_locks(host: Host) -> Iterator[str]:
         yield from lockdir.install()
     elif _look_at_locks(host)[0] == "missing":
         raise _needs_root(f"cannot set up {lockdir.SHARED}")
+
+
+# --- access to KVM ------------------------------------------------------------------------
+
+
+def _has_kvm(host: Host) -> bool:
+    return host.local and not host.session and kvm.DEVICE.exists()
+
+
+def _look_at_kvm(host: Host) -> tuple[str, str]:
+    why = host.kvm_denied()
+    return ("missing", f"{why}: run `{kvm.REPAIR}`") if why else ("ok", "QEMU may open it")
+
+
+def _mend_kvm(host: Host) -> Iterator[str]:
+    user = host.qemu_user()
+    if user is None or not host.kvm_denied():
+        return
+    if os.geteuid() != 0:
+        raise _needs_root(f"cannot set group and mode of {kvm.DEVICE}")
+    yield from kvm.give(user)
 
 
 # --- permissions in the pool --------------------------------------------------------------
@@ -201,5 +223,6 @@ def _needs_root(what: str) -> PoclabError:
 
 REPAIRS = (
     Repair("lock directory", _has_locks, _look_at_locks, _mend_locks),
+    Repair("/dev/kvm", _has_kvm, _look_at_kvm, _mend_kvm),
     Repair("permissions", lambda host: host.local, _look_at_pool, _mend_pool),
 )

@@ -125,28 +125,30 @@ def _run() -> int:
             raise KeyboardInterrupt from None
         return end.code if isinstance(end.code, int) else 1
     except PoclabError as error:
-        if context.options().verbose:
-            raise
-        output.show_error(error)
-        return error.exit_code
+        return _failed(error, error)
     except BrokenPipeError:
         # The reader of our output went away (`poclab status | head`).
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the flush at exit
         return 141
     except OSError as error:
-        if context.options().verbose:
-            raise
-        output.show_error(_of_the_system(error))
-        return 1
+        return _failed(error, _of_the_system(error))
     except Exception as error:
-        if context.options().verbose:
-            raise
-        name = type(error).__name__
-        output.show_error(
-            PoclabError("poclab failed", why=f"{name}: {error}", fix="run it with -v and report it")
+        why = f"{type(error).__name__}: {error}"
+        return _failed(
+            error, PoclabError("poclab failed", why=why, fix="run it with -v and report it")
         )
-        return 1
     return 0
+
+
+def _failed(error: Exception, told: PoclabError) -> int:
+    """Tell the user of an error, with -v where it comes from; gives the exit status."""
+    if context.options().verbose:
+        import traceback  # 4 ms of every start
+
+        output.tell("".join(traceback.format_exception(error)).rstrip())
+    else:
+        output.show_error(told)
+    return told.exit_code
 
 
 def _of_the_system(error: OSError) -> PoclabError:

@@ -15,12 +15,12 @@ from xml.etree.ElementTree import Element, tostring
 
 import libvirt
 
-from poclab import config, events, xmltree
+from poclab import config, events, files, xmltree
 from poclab.errors import PoclabError, UsageError
 from poclab.manifest import NewerFormatError, bases
 from poclab.model import Foreign, NetworkRecord, ObservedVm, State, VmRecord
 from poclab.names import plain, shown
-from poclab.virt import metadata, remote
+from poclab.virt import kvm, metadata, remote
 from poclab.virt.design import STAND_IN, HostTraits, data_volume, stood_in_for
 from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
@@ -71,6 +71,9 @@ class Host:
     @cached_property
     def traits(self) -> HostTraits:
         """What the design of a domain depends on."""
+        if denied := self.kvm_denied():
+            slow = "so libvirt probes QEMU again and again, and each step takes seconds more"
+            events.warning(f"{denied}, {slow}: run `{kvm.REPAIR}`")
         return HostTraits(session=self.session, kvm=self._kvm(), owner=f"{os.getuid()}")
 
     def close(self) -> None:
@@ -122,6 +125,10 @@ class Host:
             with contextlib.suppress(ValueError):
                 return int(user), int(group)
         return None
+
+    def kvm_denied(self) -> str:
+        """Say why QEMU may not open /dev/kvm on this host, or an empty string."""
+        return kvm.denied(self.qemu_user()) if self.local and not self.session else ""
 
     @cached_property
     def runs_guests_with(self) -> str:
@@ -398,7 +405,7 @@ class Host:
         """The file that the VM's serial console is copied to."""
         if self.session:
             directory = config.private_dir(config.state_dir() / "console")
-            return str(directory / f"{record.domain}.log")
+            return str(files.below(directory, f"{record.domain}.log"))
         return f"/var/log/libvirt/qemu/{record.domain}.console.log"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import libvirt
 
 from poclab import events
+from poclab.files import below
 from poclab.sparse import write_all
 from poclab.units import MIB
 from poclab.virt.errors import GoneError, libvirt_errors
@@ -95,7 +96,7 @@ def file_of(host: Host, name: str, work: Path) -> Path:
     """
     if isinstance(host.pool, LocalPool):
         return Path(host.pool.path(name))
-    target = work / name
+    target = below(work, name)
     size = host.pool.stat(name).size
     with opened(host, name) as source, target.open("xb", buffering=0) as file:
         done = 0

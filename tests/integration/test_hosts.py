@@ -195,3 +195,22 @@ def test_a_command_is_stopped_between_steps(session_host: Host) -> None:
     beyond = session_host.stop_at(["image", "import", "stop-beyond:v1", str(disk)], 99)
     assert not beyond.reached
     assert beyond.result.returncode == 0
+
+
+def test_doctor_lets_qemu_open_kvm(system_host: Host, libvirt_member: Host) -> None:
+    if not Path("/dev/kvm").exists():  # a machine without: nothing is said of it
+        assert "/dev/kvm" not in system_host.poclab("doctor", check=False).stdout
+        return
+    # The device of this host's own (see system-host), as a machine without udev has it.
+    system_host.run("sh", "-c", "chgrp root /dev/kvm && chmod 600 /dev/kvm")
+    said = system_host.poclab("doctor", check=False)
+    (line,) = [line for line in said.stdout.splitlines() if line.startswith("/dev/kvm")]
+    assert "missing" in line
+    assert "may not open /dev/kvm (group root, mode 0600): run `sudo poclab doctor --fix`" in line
+    assert "each step takes seconds more" in said.stderr
+    refused = libvirt_member.poclab("doctor", "--fix", check=False)
+    assert (refused.returncode, "cannot set group and mode" in refused.stderr) == (1, True)
+    mended = system_host.poclab("doctor", "--fix", check=False)
+    assert "gave /dev/kvm to group kvm" in mended.stderr
+    assert system_host.run("stat", "-c", "%G %a", "/dev/kvm").stdout == "kvm 660\n"
+    assert "nothing to repair" in system_host.poclab("doctor", "--fix", check=False).stderr

@@ -425,3 +425,12 @@ def test_starting_up_imports_nothing_heavy(code: str) -> None:
     }
     assert {"poclab", "typer"} <= imported
     assert not imported & set(HEAVY)
+
+
+def test_verbose_says_where_an_error_comes_from_and_shows_nothing_a_terminal_acts_on(
+    program: Program,
+) -> None:
+    ended = program("-v", "image", "build", "./no\x1b[2Jwhere", "--tag", "v1")
+    assert ended.code == program("image", "build", "./nowhere", "--tag", "v1").code == 2
+    assert "Traceback" in ended.err
+    assert ended.err.replace("\n", "").isprintable()
