@@ -311,7 +311,7 @@ def detour(record: NetworkRecord) -> NetworkRecord:
 
     No lab file can name it: a network's name has no dot.
     """
-    return replace(record, name=f"{record.name}.detour", mode=Mode.ISOLATED)
+    return replace(record, name=f"{record.name}{metadata.DETOUR}", mode=Mode.ISOLATED)
 
 
 def detour_spec(record: NetworkRecord) -> NetworkSpec:

@@ -28,7 +28,7 @@ from poclab.model import (
     Ref,
     VmRecord,
 )
-from poclab.names import shown, stored
+from poclab.names import is_name, shown, stored
 from poclab.volumes import VolumeName
 
 if TYPE_CHECKING:
@@ -208,12 +208,18 @@ def network_record(element: Element) -> NetworkRecord:
     return shapes.at("metadata", _network, _root(element, "network"))
 
 
+# What comes after the name of a network that is there for a moment (`design.detour`);
+# no lab file can name one with a dot.
+DETOUR = ".detour"
+_NETWORK = shapes.that(lambda name: is_name(name.removesuffix(DETOUR)), "a network's name", 47)
+
+
 def _network(element: Element) -> NetworkRecord:
     own = shapes.Fields(element.attrib)
     cidr = shapes.parsed(IPv4Network, "an IPv4 network")
     return NetworkRecord(
         own("lab", shapes.NAME),
-        own("name", shapes.NAME),
+        own("name", _NETWORK),
         own("mode", shapes.one_of(Mode)),
         own("cidr", cidr),
     )

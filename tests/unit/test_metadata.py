@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from poclab.model import HistoryEntry, NetworkRecord, Ready, Ref, VmRecord
 from poclab.virt import metadata
+from poclab.virt.design import detour
 from tests.support import make, strategies
 
 
@@ -48,6 +49,13 @@ def test_a_network_comes_back_both_ways(record: NetworkRecord) -> None:
     found = metadata.find(in_a_document(element, "network"), "network")
     assert found is not None
     assert metadata.network_record(found) == record
+
+
+def test_a_network_for_a_moment_comes_back_too() -> None:
+    """Else nobody would take it for the lab's, and remove what an interrupted command left."""
+    record = detour(make.network_record())
+    element = metadata.network_element(record)
+    assert metadata.network_record(fromstring(metadata.text(element))) == record
 
 
 def test_other_peoples_metadata_is_not_found() -> None:
