@@ -152,12 +152,14 @@ class Line:
         left: calls that were given up and may still be out.
         dead: a call hung while another one did: nothing is asked any more.
         told: the user was told that libvirt is waited for.
+        alive: asks this process's side of the connection whether keepalive still holds it for one.
     """
 
     def __init__(self) -> None:
         self.left: list[_Job] = []
         self.dead = False
         self.told = False
+        self.alive: Callable[[], Any] = lambda: True
 
     @property
     def hangs(self) -> bool:
@@ -198,6 +200,14 @@ class Line:
                 job.error = None  # else traceback and job would keep each other
         return job.result  # type: ignore[no-any-return]
 
+    def _lives(self) -> bool:
+        """Whether keepalive, where there is any, has not given the daemon up."""
+        job = _Job(self.alive)
+        _worker().give(job)
+        if not job.done.acquire(timeout=_LOOK) or job.error is not None:
+            return True  # it does not tell
+        return bool(job.result)
+
     def _limit(self, name: str) -> float:
         if self.dead:
             raise _stuck(name, 0)
@@ -215,6 +225,10 @@ class Line:
             if passed >= notice and not self.told:
                 told = self.told = True
                 events.note(f"waiting for libvirt ... ({name})")
+            # A thread in a call does not always notice what the event loop's timer found out.
+            if passed >= _NOTICE and not self._lives():
+                self.dead = True
+                raise _stuck(name, passed)
         if told:
             self.told = False  # it answers again: the next time is news
 
@@ -289,7 +303,9 @@ def connect(uri: str | None, *, far: bool) -> Any:
     """
     _listen()
     line = Line()
-    return Remote(line.call("open far" if far else "open", partial(_opened, uri)), line)
+    conn = line.call("open far" if far else "open", partial(_opened, uri))
+    line.alive = conn.isAlive
+    return Remote(conn, line)
 
 
 def _opened(uri: str | None) -> libvirt.virConnect:

@@ -137,8 +137,10 @@ def test_hanging_between_two_steps(host: Host) -> None:
         assert done.returncode == 1, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         assert "poclab failed" not in done.stderr
-        assert "keepalive timeout" in done.stderr or "client socket is closed" in done.stderr
-        assert "run the same command again" in done.stderr
+        # Who notices first says it: the thread in a call, one that comes later, or poclab's look.
+        words = ("keepalive timeout", "client socket is closed", "libvirt did not answer")
+        assert any(text in done.stderr for text in words), done.stderr
+        assert "again" in done.stderr.splitlines()[-1]
         again = host.poclab(*args, check=False)
         # What was asked before still happens now that the daemon goes on, beside the next command.
         if again.returncode:
