@@ -24,7 +24,7 @@ def doctor(
         bool, typer.Option("--orphans", help="List what interrupted commands left, only that.")
     ] = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Repair lock directory and permissions first.")
+        bool, typer.Option("--fix", help="Repair first what can be repaired.")
     ] = False,
     form: OutputOption = Format.TABLE,
 ) -> None:
