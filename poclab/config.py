@@ -51,3 +51,13 @@ def user_name() -> str:
     except (KeyError, OSError):
         name = ""
     return plain(name, 64) or str(os.getuid())
+
+
+def group_name(gid: int) -> str:
+    """Give the name of a group, or its number where it has none."""
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -76,7 +76,9 @@ def shared(*, make: bool = True) -> Iterator[LockDirectory]:
         if found.st_uid != _OWNER:
             raise _not_roots(f"it belongs to {_user(found.st_uid)}")
         if _open_to_others(found):
-            access = f"group {_group_name(found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+            access = (
+                f"group {config.group_name(found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+            )
             raise PoclabError(
                 f"lock directory {SHARED} is open to others",
                 why=f"users outside group {GROUP} have access ({access})",
@@ -234,13 +236,6 @@ def _group() -> int | None:
         return grp.getgrnam(GROUP).gr_gid
     except KeyError:
         return None
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
 
 
 def _user(uid: int) -> str:

@@ -23,9 +23,7 @@ def doctor(
     orphans: Annotated[
         bool, typer.Option("--orphans", help="List what interrupted commands left, only that.")
     ] = False,
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Repair first what can be repaired.")
-    ] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair first what can be repaired.")] = False,
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Check what poclab needs of this host; exits with 1 when something is missing."""

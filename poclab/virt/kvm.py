@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from poclab import events, files
+from poclab import config, events, files
 from poclab.errors import PoclabError
 
 DEVICE = Path("/dev/kvm")
@@ -53,7 +53,7 @@ def judged(device: os.stat_result, uid: int, gid: int) -> str:
     bits = mode >> 6 if device.st_uid == uid else mode >> 3 if device.st_gid in groups else mode
     if uid == 0 or bits & 0o6 == 0o6:
         return ""
-    group = _group_name(device.st_gid)
+    group = config.group_name(device.st_gid)
     return f"QEMU runs as {name} and may not open {DEVICE} (group {group}, mode {mode:04o})"
 
 
@@ -110,10 +110,3 @@ def _account(uid: int, gid: int) -> tuple[str, set[int]]:
     except KeyError:
         return str(uid), {gid}
     return account.pw_name, {gid, *os.getgrouplist(account.pw_name, account.pw_gid)}
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
