@@ -261,10 +261,10 @@ def an_adopted_file_is_used_up_and_read_only(pool: AnyPool) -> None:
 def a_digest_is_of_all_bytes(pool: AnyPool) -> None:
     """Of the algorithm that is asked for, wherever the bytes are read."""
     content = os.urandom(5 * MIB + 1)
-    pool.adopt("base.t.qcow2", file(pool, content))
-    assert pool.digest("base.t.qcow2", "sha256") == f"sha256:{sha256(content).hexdigest()}"
-    assert pool.digest("base.t.qcow2", "sha256:") != pool.digest("base.t.qcow2", "blake3")
-    refused(lambda: pool.digest("base.none.qcow2", "sha256"), "base.none.qcow2")
+    pool.adopt(BASE, file(pool, content))
+    assert pool.digest(BASE, "sha256") == f"sha256:{sha256(content).hexdigest()}"
+    assert pool.digest(BASE, "sha256:") != pool.digest(BASE, "blake3")
+    refused(lambda: pool.digest(NO_BASE, "sha256"), NO_BASE)
 
 
 @check
