@@ -11,11 +11,16 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from xml.etree.ElementTree import Element
 
 # XML 1.0, production 22: a document type comes before the first element, with nothing but blanks,
 # comments and processing instructions in front of it. Entities are declared nowhere else.
 _DOCUMENT_TYPE = re.compile(r"\ufeff?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", re.DOTALL)
+
+# Elements one in another, as many as libxml2 and so libvirt takes (xmlParserMaxDepth in parser.c).
+# Who walks a tree may then do it by calls in calls, which Python bounds at 1,000.
+_MOST_DEEP = 256
 
 
 def parse(text: str) -> Element:
@@ -25,13 +30,24 @@ def parse(text: str) -> Element:
         text: the document, decoded: what is looked for in it is then what the parser sees.
 
     Raises:
-        ValueError: if it is not well-formed, or has a document type.
+        ValueError: if it is not well-formed, is nested too deeply, or has a document type.
     """
     from xml.etree.ElementTree import ParseError, fromstring
 
     if _DOCUMENT_TYPE.match(text):
         raise ValueError("it has a document type")
     try:
-        return fromstring(text)  # noqa: S314 - without a document type there are no entities
+        root = fromstring(text)  # noqa: S314 - without a document type there are no entities
     except (ParseError, ValueError, RecursionError) as error:
         raise ValueError(f"it is not well-formed: {error}") from error
+    _check_depth(root)
+    return root
+
+
+def _check_depth(root: Element) -> None:
+    level: Iterable[Element] = (root,)
+    for _ in range(_MOST_DEEP):
+        level = [child for element in level for child in element]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_MOST_DEEP} levels deep")

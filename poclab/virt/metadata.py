@@ -140,7 +140,7 @@ def _vm(element: Element) -> VmRecord:
         wanted=_ref(_one(element, "wanted")),
         version=_ref(version),
         digest=version("digest", shapes.DISK_DIGEST),
-        parents=tuple(map(shapes.DISK_DIGEST, version("parents", shapes.text(), "").split())),
+        parents=tuple(map(shapes.DISK_DIGEST, version("parents", _PARENTS, "").split())),
         overlay=version("overlay", shapes.parsed(volumes.system_disk, "a system disk's name")),
         disk_size=version("size", shapes.maybe(_SIZE), None),
         fresh=version("fresh", shapes.yes, False),
@@ -242,15 +242,31 @@ def text(element: Element) -> str:
 
 def _bare(element: Element) -> Element:
     """The element without namespaces: virDomainGetMetadata takes them away, the XML has them."""
+    root = _without_namespace(element)
+    left = [(element, root)]
+    # Not one call in another: whoever made the element decides how deep it is.
+    while left:
+        given, bare = left.pop()
+        for child in given:
+            made = _without_namespace(child)
+            bare.append(made)
+            left.append((child, made))
+    return root
+
+
+def _without_namespace(element: Element) -> Element:
     bare = Element(element.tag.rpartition("}")[2], element.attrib)
     bare.text = element.text
-    bare.extend(_bare(child) for child in element)
     return bare
 
 
 # --- the parts --------------------------------------------------------------------------
 
 _MOST = 1000  # parts of a kind: more than any lab has
+# What an entry of the history says was done: `reset to`, and a mark's name of 128 characters.
+_ACTION = shapes.text(256)
+# As many as a version may have (`manifest.PARENTS`), each a digest of 71 characters and a blank.
+_PARENTS = shapes.text(_MOST * 72)
 _SIZE = shapes.digits(shapes.SIZE)
 _PORT = shapes.digits(shapes.PORT)
 _MEMORY = shapes.digits(shapes.whole(1, shapes.LARGEST))
@@ -328,7 +344,7 @@ def _ready(item: shapes.Fields) -> Ready:
 def _event(item: shapes.Fields) -> HistoryEntry:
     return HistoryEntry(
         item("time", shapes.TIME),
-        item("action", shapes.text(64)),
+        item("action", _ACTION),
         _ref(item),
         item("digest", shapes.DISK_DIGEST),
         item("by", shapes.text()),

@@ -11,6 +11,8 @@ from poclab.errors import PoclabError, UsageError
 from poclab.find import Target
 from poclab.marks import Mark, Marked, Marks, Pending, Unreadable
 from poclab.model import HistoryEntry, Ref, Version
+from poclab.records import Stamp, remade
+from poclab.virt import metadata
 from tests.support import make
 
 
@@ -192,3 +194,13 @@ def test_a_mark_that_cannot_be_known_is_refused() -> None:
     assert error.what == "the mark start of acme cannot be read"
     assert error.fix.startswith("poclab unmark acme start")
     assert shown(at("v2", lost=lost)([target("web")], SHELF)) == {"acme/web": "shop:v2 reset"}
+
+
+def test_what_a_reset_to_a_mark_of_the_longest_name_notes_is_read_again() -> None:
+    name, version = "m" * 128, make.version("shop:v2")
+    mark = replace(marked(web="shop:v2"), name=name)
+    aim = to(name, lambda: Marks((mark,)))([target("web")], SHELF).of["acme/web"]
+    found = make.record("web")
+    made = remade(found, aim.action, Stamp(version.created, "ann", ""))
+    element = metadata.vm_element(replace(made, overlay=found.overlay))
+    assert metadata.vm_record(element).history[-1].action == f"reset to {name}"

@@ -6,12 +6,14 @@ from dataclasses import replace
 from xml.etree.ElementTree import Element, fromstring, tostring
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poclab.model import HistoryEntry, NetworkRecord, Ready, Ref, VmRecord
+from poclab.model import Deployment, HistoryEntry, NetworkRecord, Ready, Ref, VmRecord
+from poclab.names import stored
 from poclab.virt import metadata
-from poclab.virt.design import detour
+from poclab.virt.design import detour, overlay_volume
+from poclab.warmstate import frozen_disks
 from tests.support import make, strategies
 
 
@@ -76,6 +78,55 @@ def test_only_the_latest_history_is_kept() -> None:
 def _version(number: int) -> tuple[Ref, str]:
     ref = Ref("shop", f"v{number}")
     return ref, make.digest(ref)
+
+
+@given(
+    st.lists(strategies.digests, max_size=1000),
+    st.sampled_from(["a", "a" * 40]),
+    st.sampled_from(["v", "v" * 128]),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=5000),
+)
+@settings(max_examples=20)
+def test_a_record_of_the_longest_names_comes_back(
+    parents: list[str], name: str, tag: str, by: str
+) -> None:
+    """Whatever poclab writes it reads: a name has 40 characters, a tag and a mark's name 128."""
+    ref = Ref(name, tag)
+    actions = (f"reset to {tag}", "x" * 256)
+    lines = tuple(
+        HistoryEntry("2026-01-01T00:00:00Z", action, ref, make.digest(ref), by)
+        for action in actions
+    )
+    nics = (make.nic(network=name),)
+    disks = (make.disk(name[:20]),)
+    container = f"sha256:{'a' * 64}"
+    record = make.record(
+        wanted=ref,
+        version=ref,
+        parents=tuple(parents),
+        history=lines,
+        user="u" * 256,
+        ssh_key="k" * 4096,
+        nics=nics,
+        disks=disks,
+        after=(name,) * 1000,
+        in_place=(Deployment(ref, make.digest(ref), container),) * 2,
+    )
+    record = replace(
+        record, lab=name, name=name, overlay=overlay_volume(name, name, "00000001-00000002")
+    )
+    below = replace(record, overlay=overlay_volume(name, name, "frozen"))
+    record = replace(record, frozen=frozen_disks(below))
+    found = metadata.vm_record(fromstring(metadata.text(metadata.vm_element(record))))
+    plain = tuple(replace(line, by=stored(by)) for line in lines)
+    assert found == replace(record, history=plain)
+
+
+def test_a_record_that_is_nested_deeply_is_refused() -> None:
+    """Not a TypeError: that is what ElementTree makes of a RecursionError in a generator."""
+    element = fromstring("<vm>" + "<a>" * 5000 + "</a>" * 5000 + "</vm>")
+    with pytest.raises(ValueError, match="metadata"):
+        metadata.vm_record(element)
 
 
 NASTY = "a\"b<c>&'d ]]> ключ"

@@ -161,6 +161,15 @@ def test_of_a_manifest_that_does_not_tell_nothing_goes(content: bytes) -> None:
     assert item().manifest in garbage("acme", pool.names(), here, held=lot.held(here))
 
 
+def test_a_record_that_is_nested_deeply_holds_its_disks() -> None:
+    deep = "<vm>" + "<a>" * 5000 + "</a>" * 5000 + "</vm>"
+    body = {"time": item().time, "by": "ann", "expires": NEVER, "record": deep}
+    pool = Pool(item())
+    pool.content[item().manifest] = seal({"format": 1, **body})
+    assert damaged(pool.lot) == [item().manifest]
+    assert garbage("acme", pool.names(), [], held=pool.lot.held([])) == []
+
+
 def damaged(lot: Lot) -> list[str]:
     return [lost.manifest for lost in lot.damaged([])]
 

@@ -42,3 +42,15 @@ def test_words_in_comments_and_texts_are_no_document_type() -> None:
 def test_a_long_prolog_takes_no_time() -> None:
     # Without atomic groups the pattern would try each way to end each of the comments.
     assert xmltree.parse("<!-- -->" * 20_000 + "<a/>").tag == "a"
+
+
+def test_depth_is_bounded() -> None:
+    """As libxml2 bounds it for libvirt; whoever walks the tree need not ask how deep it is."""
+    assert xmltree.parse("<a>" * 256 + "</a>" * 256).tag == "a"
+    for depth in (257, 5000, 100_000):
+        with pytest.raises(ValueError, match="nested more than 256 levels deep"):
+            xmltree.parse("<a>" * depth + "</a>" * depth)
+
+
+def test_what_is_nested_beside_each_other_is_not_deep() -> None:
+    assert len(xmltree.parse(f"<a>{'<b/>' * 10_000}</a>")) == 10_000
