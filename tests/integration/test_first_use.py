@@ -67,6 +67,6 @@ def test_a_pool_that_is_there_takes_no_lock(session_host: Host) -> None:
     host.poclab("image", "ls")
     place = host.scratch / "closed"
     place.write_text("not a directory")
-    env = {"XDG_RUNTIME_DIR": "", "XDG_STATE_HOME": str(place)}
-    assert host.poclab("image", "ls", **env).returncode == 0
+    done = host.poclab("image", "ls", XDG_RUNTIME_DIR="", XDG_STATE_HOME=str(place))
+    assert done.returncode == 0
     assert Path(_directory(host), "poclab.json").exists()
