@@ -15,8 +15,9 @@ from poclab.parked import Lot, Parked
 from poclab.records import volumes
 from poclab.store import Store
 from poclab.virt import places
-from poclab.virt.host import MARKER, Host
+from poclab.virt.host import Host
 from poclab.virt.places import Places
+from poclab.virt.poolsetup import MARKER
 from poclab.volumes import Kind
 
 GARBAGE = "garbage"

@@ -26,19 +26,11 @@ from poclab.virt.errors import GoneError, libvirt_errors
 from poclab.virt.guest import Guest
 from poclab.virt.localpool import LocalPool
 from poclab.virt.network import LabNetwork
+from poclab.virt.poolsetup import PoolSetup, directory_access
 from poclab.virt.streampool import StreamPool
 from poclab.virt.usage import Usage
-from poclab.virt.xml import (
-    DomainSpec,
-    closed_pool_xml,
-    pool_directory,
-    pool_xml,
-    restored_xml,
-)
+from poclab.virt.xml import DomainSpec, restored_xml
 
-POOL = "poclab"
-MARKER = "poclab.json"
-SYSTEM_POOL = "/var/lib/libvirt/images/poclab"  # below a directory SELinux and AppArmor know
 _URI_LENGTH = 200  # characters of a URI that messages show
 
 # Without this libvirt prints every error to stderr as well as raising it.
@@ -155,36 +147,7 @@ class Host:
         Raises:
             PoclabError: it cannot be made or started, or a pool of that name is not ours.
         """
-        pool, directory = self._open_pool()
-        found: LocalPool | StreamPool
-        if self._writable(directory):
-            found = LocalPool(pool, directory, self.readers)
-        else:
-            found = StreamPool(self.conn, pool, directory, self.readers)
-        names = found.names()
-        if MARKER not in names:
-            names += found.strays()
-            if names:
-                others = ", ".join(shown(name, 255) for name in names[:3])
-                raise PoclabError(
-                    f"the storage pool {POOL} is not poclab's",
-                    why=f"{directory} holds other volumes: {others}",
-                    fix="rename that pool: virsh pool-edit, or use another host",
-                )
-            if isinstance(found, StreamPool) or not any(Path(directory).iterdir()):
-                self._close_directory(pool)
-            found.write(MARKER, b'{"format": 1}\n')
-        return found
-
-    def _writable(self, directory: str) -> bool:
-        """Whether the pool's files can be made here.
-
-        On a system only by root: libvirt gives them to QEMU's account while a guest runs, and
-        nobody else could read them then.
-        """
-        if not self.local or not (self.session or os.geteuid() == 0):
-            return False
-        return os.access(directory, os.W_OK | os.X_OK)
+        return PoolSetup(self.conn, self.uri, self.session, self.local, self.readers).opened()
 
     def readers(self) -> int | None:
         """The ID of the group that QEMU runs with; None where it runs as we do."""
@@ -194,43 +157,7 @@ class Host:
     @property
     def directory_access(self) -> tuple[int, int | None]:
         """The mode and the group's ID that the pool's directory should have."""
-        readers = self.readers()
-        return (0o700, None) if readers is None else (0o710, readers)
-
-    def _close_directory(self, pool: libvirt.virStoragePool) -> None:
-        """Let nobody but its owner and QEMU into the directory of a pool that is empty so far."""
-        events.step("close the pool's directory")
-        with libvirt_errors(f"the directory of storage pool {POOL} cannot be made private"):
-            xml = closed_pool_xml(pool.XMLDesc(0), *self.directory_access)
-            pool.destroy()  # stops it; only a pool that is stopped can be built
-            try:
-                self.conn.storagePoolDefineXML(xml, 0).build(0)
-            finally:
-                pool.create(0)
-
-    def _open_pool(self) -> tuple[libvirt.virStoragePool, str]:
-        try:
-            pool = self.conn.storagePoolLookupByName(POOL)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
-                raise PoclabError("the storage pool cannot be opened", why=str(error)) from error
-            pool = self._make_pool()
-        with libvirt_errors(f"the storage pool {POOL} cannot be started"):
-            if not pool.isActive():
-                pool.create(libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD)
-            return pool, pool_directory(pool.XMLDesc(0))
-
-    def _make_pool(self) -> libvirt.virStoragePool:
-        default = str(config.data_dir() / "pool") if self.session else SYSTEM_POOL
-        directory = os.environ.get("POCLAB_POOL_DIR") or default
-        if self.session and self.local:
-            config.private_dir(Path(directory))
-        events.step("pool", directory=directory)
-        with libvirt_errors(f"the storage pool {POOL} cannot be made in {directory}"):
-            pool = self.conn.storagePoolDefineXML(pool_xml(POOL, directory), 0)
-            pool.build(0)
-            pool.setAutostart(1)
-            return pool
+        return directory_access(self.readers())
 
     # --- domains and networks ----------------------------------------------------------
 
