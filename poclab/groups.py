@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
+from weakref import WeakSet
 
 from poclab import interrupts
+
+_AT_END = 1.0  # seconds for what threads run to end by itself, when this program does
 
 
 class Process(Protocol):
@@ -33,20 +38,54 @@ def end_group(process: Process, patience: float = 10) -> None:
         process: the leader; when its group is our own, it is ended without others.
         patience: seconds for SIGTERM to work before SIGKILL is sent, and for that.
     """
-    group = _group(process)
+    end_groups([process], patience)
+
+
+_living: WeakSet[Process] = WeakSet()  # those whose end was not seen yet
+_ending = False
+_guard = threading.Lock()
+
+
+def keep(process: Process) -> None:
+    """Have a group end with this program, as `end_all` does; at once when that was called."""
+    with _guard:
+        _living.add(process)
+        ending = _ending
+    if ending:
+        end_group(process, _AT_END)
+
+
+def end_all() -> None:
+    """End what still runs, and what is started from now on: this program is about to end.
+
+    An interruption reaches the main thread only, and a terminal's Ctrl-C reaches no other group:
+    what other threads run would live on.
+    """
+    global _ending
+    with _guard:
+        _ending = True
+        found = [process for process in _living if process.returncode is None]
+    end_groups(found, _AT_END)
+
+
+def end_groups(processes: Iterable[Process], patience: float) -> None:
+    """End several groups at once; see `end_group`."""
+    left = [(process, _group(process)) for process in processes]
     try:
         for signum in (signal.SIGTERM, signal.SIGKILL):
-            _send(process, group, signum)
+            for process, group in left:
+                _send(process, group, signum)
             limit = time.monotonic() + patience
-            while time.monotonic() < limit:
-                process.poll()
-                if not _lives(process, group):
-                    return
-                if interrupts.urgent():
+            while left and time.monotonic() < limit:
+                for process, _ in left:
+                    process.poll()
+                left = [item for item in left if _lives(*item)]
+                if not left or interrupts.urgent():
                     break
                 time.sleep(0.02)
     except BaseException:
-        _send(process, group, signal.SIGKILL)
+        for process, group in left:
+            _send(process, group, signal.SIGKILL)
         raise
 
 

@@ -7,22 +7,35 @@ asks a second time does not want to wait for that either: see `urgent`.
 from __future__ import annotations
 
 import signal
-from typing import NoReturn
 
 _heard = 0
 _left_behind = False
+_settled = False
 
 
 def install() -> None:
     """Have the signals heard; one that the parent process had ignored (nohup) stays ignored."""
+    global _settled
+    _settled = False
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signum == signal.SIGTERM or signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, _hear)
 
 
+def heard() -> bool:
+    """Whether the user asked to end."""
+    return _heard > 0
+
+
 def urgent() -> bool:
     """Whether the user asked twice: cleaning up must not wait for anybody any more."""
     return _heard > 1
+
+
+def settle() -> None:
+    """Have signals from now on counted only: the program is about to end, within seconds."""
+    global _settled
+    _settled = True
 
 
 def leave_behind() -> None:
@@ -36,7 +49,8 @@ def left_behind() -> bool:
     return _left_behind
 
 
-def _hear(_signum: int, _frame: object) -> NoReturn:
+def _hear(_signum: int, _frame: object) -> None:
     global _heard
     _heard += 1
-    raise KeyboardInterrupt
+    if not _settled:
+        raise KeyboardInterrupt

@@ -21,7 +21,7 @@ from poclab import events, rlimits
 from poclab.beside import repeating
 from poclab.capture import Drain, Lines, Log, TimeIsUp, taken
 from poclab.errors import PoclabError
-from poclab.groups import end_group
+from poclab.groups import end_group, keep
 from poclab.programs import missing
 from poclab.units import MIB, format_size
 
@@ -321,7 +321,7 @@ def _started(
     # a group of root's processes is not ours to end in any case.
     group = None if waits and argv[0] == "sudo" else 0
     try:
-        return subprocess.Popen(  # noqa: S603 - no shell, and argv comes from this program
+        process = subprocess.Popen(  # noqa: S603 - no shell, and argv comes from this program
             _limited(argv, limits),
             stdin=stdin,
             stdout=stdout,
@@ -336,6 +336,8 @@ def _started(
     except FileNotFoundError as error:
         # Under limits the program was looked for before.
         raise missing("prlimit" if limits else argv[0]) from error
+    keep(process)
+    return process
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:

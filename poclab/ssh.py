@@ -264,7 +264,8 @@ def argv(
         "LogLevel": "ERROR",
     }
     if batch:
-        settings["BatchMode"] = "yes"
+        # A guest that went away without a word ends the login within a minute.
+        settings |= {"BatchMode": "yes", "ServerAliveInterval": "15", "ServerAliveCountMax": "4"}
     words = ["ssh", "-F", "none"]
     for name, value in settings.items():
         words += ["-o", f"{name}={value}"]

@@ -292,7 +292,7 @@ class _Work:
 
     def rollback(self) -> Switched:
         """See `rollback` of the module."""
-        current, old = self._record.in_place
+        current, old = self._both()
         self._guest.check_login()
         status = self._guest.status()
         self._guest.drop_carried()  # of a switch that was interrupted
@@ -304,6 +304,21 @@ class _Work:
             seconds = self._back(status, old)
         self._note("rollback", (old, current), seconds)
         return Switched(self._record.path, old.version, seconds)
+
+    def _both(self) -> tuple[Deployment, Deployment]:
+        """What the disk boots, and what it booted before.
+
+        Raises:
+            PoclabError: it has one system only; a reset may have come first.
+        """
+        path, found = self._record.path, self._record.in_place
+        if len(found) != 2:
+            raise PoclabError(
+                f"{path} was not switched in place since its disk was made",
+                why=f"its disk was made from {self._record.version}",
+                fix=f"see what was done to it: poclab history {path}",
+            )
+        return found[0], found[1]
 
     def _back(self, status: Status, old: Deployment) -> float:
         path = self._record.path

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from poclab import __version__, files, interrupts, output
+from poclab import __version__, files, groups, interrupts, output
 from poclab.cli import (
     context,
     doctor,
@@ -100,20 +100,37 @@ def options(
 
 def run() -> NoReturn:
     """Run the program and exit: 0 done, 1 failed, 2 usage or lab file, 130 interrupted."""
+    _open_streams()
     files.write_privately()
     output.accept_any_text()
     interrupts.install()
     try:
-        code = _run()
-    except KeyboardInterrupt:
+        try:
+            code = _run()
+        except KeyboardInterrupt:
+            interrupts.settle()
+            code = _INTERRUPTED
+    except KeyboardInterrupt:  # another one before that was settled
+        interrupts.settle()
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        groups.end_all()
         with suppress(OSError):  # the terminal may be gone
             output.tell("interrupted: the same command again goes on from here")
-        code = _INTERRUPTED
     with suppress(OSError):
         sys.stdout.flush()
-    if interrupts.left_behind():
-        os._exit(code)  # what hangs in C code would keep the interpreter from ending
+    # What hangs in C code would keep the interpreter from ending, and so might what threads were
+    # at when a second signal came in the middle of cleaning up.
+    if interrupts.left_behind() or interrupts.heard():
+        os._exit(code)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Have what is printed go nowhere where a stream was closed (`>&-`): Python has None then."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - until the end
 
 
 def _run() -> int:

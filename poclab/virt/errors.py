@@ -15,7 +15,6 @@ from poclab.names import plain
 _HELP = (
     ("is already in use by interface", "choose another cidr for the network in the lab file"),
     ("Could not set up host forwarding", "another program took the port: run `poclab up` again"),
-    ("keepalive timeout", "libvirtd hangs: restart it, then run the same command again"),
     ("client socket is closed", "libvirtd ended meanwhile: run the same command again"),
     ("End of file while reading data", "libvirtd ended meanwhile: run the same command again"),
     ("Cannot write data: Broken pipe", "libvirtd ended meanwhile: run the same command again"),

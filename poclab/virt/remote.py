@@ -6,23 +6,29 @@ makes one: `connect` gives a connection in a `Remote`, which has another thread 
 waits for that in Python, as do all objects that come from it. After some seconds the user is told
 what is waited for; beyond its deadline a call is given up.
 
-A daemon that was stopped or hangs is noticed earlier, by libvirt's keepalive: while a call is out,
-the thread in it sends and answers the messages; in between, the event loop does
-(https://libvirt.org/internals/rpc.html and virNetClientIOEventLoop in rpc/virnetclient.c). Calls
-fail then with libvirt's own error.
+libvirtd reads nothing more from a client that has `max_client_requests` calls out, 5 by default
+(src/remote/libvirtd.conf.in), so fewer than that are out at once; the others wait for their turn,
+which their deadlines do not count. libvirt's keepalive is not used: a client that has it, by an
+event loop, is hung up on by libvirtd when it was stopped for half a minute (Ctrl-Z), or when its
+messages are not read because of such a limit (https://libvirt.org/internals/rpc.html). Without a
+loop the daemon asks for none.
+
+Instead, while a call of a local daemon takes long, the daemon is asked for its version from time
+to time by a connection of its own. One that answers is busy: the call has its deadline, and others
+have theirs. One that does not answer for a minute is taken for dead: all that wait are told.
 
 A call that was given up goes on in its thread, and what it asked for may still happen: that is as
-if the program had been killed at that moment, which any next command mends. From then on the other
-calls get a few seconds only: what cleans up must not hang where its cause hung.
+if the program had been killed at that moment, which any next command mends. Once the user has
+interrupted, other calls get a few seconds only: what cleans up must not hang where its cause hung.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import libvirt
@@ -30,20 +36,25 @@ import libvirt
 from poclab import events, interrupts
 from poclab.errors import PoclabError
 from poclab.units import format_seconds
+from poclab.virt.worker import Job, clock, here, worker
 
 T = TypeVar("T")
 
 _NOTICE = 3.0  # seconds after which the user is told; a call takes milliseconds
 _NOTICE_LONG = 10.0  # the same for what moves a guest's memory or disks
 _LOOK = 0.5  # seconds between two looks, for signals that another thread got
-_BRIEF = 5.0  # seconds for a call when another one hangs already
-_KEEPALIVE = (10, 6)  # seconds between two messages, and how many may go unanswered
-_TURN = 0.2  # seconds between two turns of the event loop
+_BRIEF = 5.0  # seconds for a call when another one hangs and the user has interrupted
+_PROBE_EVERY = 10.0  # seconds between two questions whether the daemon lives
+_SILENCE = 60.0  # seconds without an answer to that, after which it is taken for dead
+
+_AT_ONCE = 4  # calls out at once; see the module
+_LONG_AT_ONCE = 3  # of them such as may take an hour, so that short ones do not wait for those
 
 _HOUR = 3600.0
 # libvirt waits 30 s for whoever works on a domain (QEMU_JOB_WAIT_TIME in qemu_domainjob.c) and
 # answers then; with a margin that is what a call takes at most that does nothing long by itself.
 _USUAL = 120.0
+_PATIENT = 600.0
 _DEADLINES = {
     "open": 60.0,  # a session's daemon is started by it
     "open far": 300.0,  # ssh may ask for a password
@@ -54,8 +65,8 @@ _DEADLINES = {
     "resize": _HOUR,
     "delete": _HOUR,
     "refresh": _HOUR,
-    "send": 600.0,
-    "recv": 600.0,
+    "send": _PATIENT,
+    "recv": _PATIENT,
     "finish": _HOUR,
     # A guest's memory is written or read, or its disks are flushed; of its agent's silence libvirt
     # itself gets tired (`guest.patient_agent`).
@@ -65,6 +76,11 @@ _DEADLINES = {
     "blockCopy": _HOUR,
     "blockCommit": _HOUR,
     "blockJobAbort": _HOUR,
+    # The daemon may ask each QEMU on the host what it can do, or wait for other programs (firewall,
+    # dnsmasq) on a busy host.
+    "defineXMLFlags": _PATIENT,
+    "getCapabilities": _PATIENT,
+    "networkDefineXMLFlags": _PATIENT,
     # QEMU gets SIGTERM, then SIGKILL, and ends when its disks have answered.
     "destroy": 300.0,
     "undefineFlags": 300.0,
@@ -83,89 +99,74 @@ _KINDS = frozenset(
     }
 )
 
-_here = threading.local()  # `job`: what a worker's thread is at
-
 
 class StuckError(PoclabError):
     """libvirt did not answer in time."""
 
 
-class _Job:
-    """A piece of work for a worker.
+class _Pulse:
+    """Asks from time to time whether a daemon lives."""
 
-    Attributes:
-        work: the work.
-        done: free once it is done.
-        result: what it returned.
-        error: what it raised.
-        left: nobody waits for it any more.
-    """
+    def __init__(self, ask: Callable[[], object]) -> None:
+        """Prepare for the first question.
 
-    __slots__ = ("done", "error", "left", "result", "work")
+        Args:
+            ask: asks; what it raises is an answer too.
+        """
+        self._ask = ask
+        self._guard = threading.Lock()
+        self._job: Job | None = None
 
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.work = work
-        self.done = threading.Lock()
-        self.done.acquire()
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.left = False
-
-
-class _Worker:
-    """A thread that does one piece of work after the other; the program's end does not wait."""
-
-    def __init__(self) -> None:
-        self._job: _Job | None = None
-        self._go = threading.Lock()
-        self._go.acquire()
-        threading.Thread(target=self._serve, name="libvirt", daemon=True).start()
-
-    def give(self, job: _Job) -> None:
-        self._job = job
-        self._go.release()
-
-    def _serve(self) -> None:
-        while True:
-            self._go.acquire()
-            job, self._job = self._job, None
-            if job is None:
-                continue
-            _here.job = job
-            try:
-                job.result = job.work()
-            except BaseException as error:  # it is for who asked
-                job.error = error
-            _here.job = None
-            _idle.append(self)
-            job.done.release()
-            del job
-
-
-_idle: list[_Worker] = []
+    def gone(self) -> bool:
+        """Whether the last question has had no answer for `_SILENCE`; asks when it is time to."""
+        with self._guard:
+            passed = clock.now() - self._job.beat if self._job else _PROBE_EVERY
+            if self._job and not self._job.finished:
+                return passed >= _SILENCE
+            if passed >= _PROBE_EVERY:
+                self._job = Job(self._ask)
+                worker().give(self._job)
+            return False
 
 
 class Line:
     """What is known of one connection.
 
     Attributes:
-        left: calls that were given up and may still be out.
-        dead: a call hung while another one did: nothing is asked any more.
+        dead: the daemon is taken for dead: nothing is asked any more.
         told: the user was told that libvirt is waited for.
-        alive: asks this process's side of the connection whether keepalive still holds it for one.
     """
 
-    def __init__(self) -> None:
-        self.left: list[_Job] = []
+    def __init__(self, probe: Callable[[], object] | None = None) -> None:
+        """Have no call out yet.
+
+        Args:
+            probe: asks the daemon something short by another connection, and returns or raises
+                once it answers; None where that cannot be done.
+        """
         self.dead = False
         self.told = False
-        self.alive: Callable[[], Any] = lambda: True
+        self._pulse = _Pulse(probe) if probe else None
+        self._hurried = False
+        self._guard = threading.Lock()
+        self._left: list[Job] = []  # given up, and they may still be out
+        self._out: list[Job] = []
+        self._places = _places(_AT_ONCE)
+        self._long_places = _places(_LONG_AT_ONCE)
 
     @property
     def hangs(self) -> bool:
         """Whether a call that was given up is still out."""
-        self.left = [job for job in self.left if job.done.locked()]
-        return bool(self.left)
+        with self._guard:
+            self._left = [job for job in self._left if not job.finished]
+            return bool(self._left)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any call is out."""
+        with self._guard:
+            self._out = [job for job in self._out if not job.finished]
+            return bool(self._out)
 
     def call(self, name: str, work: Callable[[], T]) -> T:
         """Do what calls libvirt.
@@ -177,21 +178,20 @@ class Line:
         Raises:
             StuckError: there was no answer in time.
         """
-        outer: _Job | None = getattr(_here, "job", None)
+        outer: Job | None = getattr(here, "job", None)
         if outer is not None:  # a part of what another thread waits for
             if outer.left:
                 raise _stuck(name, 0)
+            outer.beat = clock.now()
             return work()
-        limit = self._limit(name)
-        job = _Job(work)
+        job = Job(work)
         try:
-            _worker().give(job)
+            self._enter(job, name)
+            limit = self._limit(name)
+            worker().give(job)
             self._wait(job, name, limit)
-        except BaseException:
-            job.left = True
-            if job.done.locked():
-                self.left.append(job)
-                interrupts.leave_behind()
+        except BaseException as error:
+            self._leave(job, error)
             raise
         if job.error is not None:
             try:
@@ -200,51 +200,109 @@ class Line:
                 job.error = None  # else traceback and job would keep each other
         return job.result  # type: ignore[no-any-return]
 
-    def _lives(self) -> bool:
-        """Whether keepalive, where there is any, has not given the daemon up."""
-        job = _Job(self.alive)
-        _worker().give(job)
-        if not job.done.acquire(timeout=_LOOK) or job.error is not None:
-            return True  # it does not tell
-        return bool(job.result)
+    def _leave(self, job: Job, error: BaseException) -> None:
+        """Give a call up."""
+        job.left = True
+        self._hurried = self._hurried or isinstance(error, KeyboardInterrupt)
+        if not job.given:
+            job.finished = True
+            job.free()
+        if not job.finished:
+            with self._guard:
+                self._left.append(job)
+            interrupts.leave_behind()
 
-    def _limit(self, name: str) -> float:
+    # --- places among the calls that are out ---------------------------------------------------
+
+    def _enter(self, job: Job, name: str) -> None:
+        """Wait for places; the long ones' first, so that who waits there takes no other."""
         if self.dead:
             raise _stuck(name, 0)
         usual = _DEADLINES.get(name, _USUAL)
-        return min(usual, _BRIEF) if self.hangs else usual
+        if usual >= _HOUR:
+            self._place(self._long_places, job, name, usual)
+        self._place(self._places, job, name, usual)
+        with self._guard:
+            self._out = [item for item in self._out if not item.finished]
+            self._out.append(job)
 
-    def _wait(self, job: _Job, name: str, limit: float) -> None:
+    def _place(self, places: SimpleQueue[None], job: Job, name: str, usual: float) -> None:
+        """Wait for a place.
+
+        Raises:
+            StuckError: the daemon is taken for dead, or all calls that have the places were given
+                up, and none ended in the time that this one has.
+        """
+        lost: float | None = None
+        while not self._in_a_hurry():  # then more calls than usual do no harm
+            with suppress(Empty):
+                places.get(timeout=_LOOK)
+                job.places.append(places)
+                return
+            self._look(name, 0)
+            with self._guard:
+                waited_for = any(
+                    not item.left and not item.finished and places in item.places
+                    for item in self._out
+                )
+            lost = None if waited_for else lost or clock.now()
+            if lost is not None and clock.now() - lost >= usual:
+                raise _stuck(name, usual)
+
+    # --- waiting -------------------------------------------------------------------------------
+
+    def _in_a_hurry(self) -> bool:
+        return self._hurried or interrupts.heard()
+
+    def _limit(self, name: str) -> float:
+        usual = _DEADLINES.get(name, _USUAL)
+        return min(usual, _BRIEF) if self._in_a_hurry() and self.hangs else usual
+
+    def _look(self, name: str, passed: float) -> None:
+        """Look whether the daemon lives.
+
+        Raises:
+            StuckError: it is taken for dead.
+        """
+        if self._pulse and self._pulse.gone():
+            self.dead = True
+        if self.dead:
+            raise _stuck(name, passed)
+
+    def _wait(self, job: Job, name: str, limit: float) -> None:
         notice = _NOTICE if limit <= _USUAL else _NOTICE_LONG
-        begin, told = time.monotonic(), False
+        begin, told = clock.now(), False
         while not job.done.acquire(timeout=_LOOK):
-            passed = time.monotonic() - begin
-            if passed >= limit or interrupts.urgent():
-                self.dead = self.dead or self.hangs or interrupts.urgent()
-                raise _stuck(name, passed)
-            if passed >= notice and not self.told:
-                told = self.told = True
-                events.note(f"waiting for libvirt ... ({name})")
-            # A thread in a call does not always notice what the event loop's timer found out.
-            if passed >= _NOTICE and not self._lives():
-                self.dead = True
-                raise _stuck(name, passed)
+            now = clock.now()
+            if now - job.beat >= limit or interrupts.urgent():
+                # Where nobody can be asked whether the daemon lives, a second call tells.
+                last = self._in_a_hurry() or self._pulse is None
+                self.dead = self.dead or interrupts.urgent() or (last and self.hangs)
+                raise _stuck(name, now - begin)
+            if now - begin >= notice:
+                if not self.told:
+                    told = self.told = True
+                    events.note(f"waiting for libvirt ... ({name})")
+                self._look(name, now - begin)
+            elif self.dead:
+                raise _stuck(name, now - begin)
         if told:
             self.told = False  # it answers again: the next time is news
 
 
-def _worker() -> _Worker:
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _Worker()
+def _places(count: int) -> SimpleQueue[None]:
+    # A queue in C: an interruption cannot leave it locked, as it can a semaphore.
+    found: SimpleQueue[None] = SimpleQueue()
+    for _ in range(count):
+        found.put(None)
+    return found
 
 
 def _stuck(name: str, seconds: float) -> StuckError:
     what = f"within {format_seconds(seconds)}" if seconds else "before, and is not asked again"
     return StuckError(
         f"libvirt did not answer {what}",
-        why=f"it was asked for: {name}",
+        why=f"libvirt gave no answer to: {name}",
         fix="restart its daemon on the host, guests go on running: `systemctl restart libvirtd` "
         "(or virtqemud); then run the same command again",
     )
@@ -301,26 +359,30 @@ def connect(uri: str | None, *, far: bool) -> Any:
         libvirt.libvirtError: it cannot be.
         StuckError: the daemon takes the connection and says nothing.
     """
-    _listen()
-    line = Line()
-    conn = line.call("open far" if far else "open", partial(_opened, uri))
-    line.alive = conn.isAlive
+    # Another host's daemon may cost a password each time.
+    line = Line(None if far else partial(_probe, uri))
+    conn = line.call("open far" if far else "open", partial(libvirt.open, uri))
     return Remote(conn, line)
 
 
-def _opened(uri: str | None) -> libvirt.virConnect:
-    conn = libvirt.open(uri)
-    with suppress(libvirt.libvirtError):  # a driver inside of this process has none
-        conn.setKeepAlive(*_KEEPALIVE)
-    return conn
+def _probe(uri: str | None) -> None:
+    """Ask a daemon for what it answers at once, as long as it does anything at all."""
+    # Nobody has to log in for reading. libvirtd keeps threads for questions like this, so it
+    # answers while all others are busy (`prio_workers` in src/remote/libvirtd.conf.in).
+    conn = libvirt.openReadOnly(uri)
+    try:
+        conn.getLibVersion()
+    finally:
+        conn.close()
 
 
 def close(conn: Any) -> None:
     """End a connection, unless it hangs; what does not work is left to the program's end."""
     line: Line = conn._line
-    if line.dead or line.hangs:
+    if line.dead or line.busy:
         # Without this the interpreter would close it at its end, and hang.
         conn._target._o = None
+        interrupts.leave_behind()
         return
     with suppress(libvirt.libvirtError, StuckError):
         conn.close()
@@ -348,31 +410,11 @@ def together(conn: Any, what: str, work: Callable[[], T]) -> T:
     Args:
         conn: the connection.
         what: what they are, together.
-        work: asks them; it must change nothing, since it may be given up in the middle.
+        work: asks them; it must change nothing, since it may be given up in the middle. Each
+            of them has the whole deadline.
 
     Raises:
         StuckError: there was no answer in time.
     """
     line: Line = conn._line
     return line.call(what, work)
-
-
-# --- the event loop ---------------------------------------------------------------------------
-
-_begun = threading.Lock()
-
-
-def _listen() -> None:
-    """Have libvirt's event loop run from now on; it must be there before a connection is."""
-    if _begun.acquire(blocking=False):
-        libvirt.virEventRegisterDefaultImpl()
-        threading.Thread(target=_turn, name="libvirt events", daemon=True).start()
-
-
-def _turn() -> None:
-    while True:
-        # Each call wakes the loop twice. A pause saves a short command all of that; keepalive
-        # messages can wait for it.
-        time.sleep(_TURN)
-        with suppress(libvirt.libvirtError):
-            libvirt.virEventRunDefaultImpl()

@@ -92,14 +92,26 @@ class StreamPool(Moves):
     def read(self, name: str) -> bytes:
         """See `Pool`."""
         with libvirt_errors(f"volume {name} cannot be read"):
-            chunks: list[bytes] = []
-            stream = self._conn.newStream(0)
-            self._volume(name).download(stream, 0, SMALL, 0)
+            return b"".join(self._pieces(name, SMALL))
 
+    def _pieces(self, name: str, most: int) -> Iterator[bytes]:
+        """Take a volume's content; each piece has a deadline of its own (`remote`).
+
+        Args:
+            name: the volume.
+            most: bytes at most; 0 is all.
+        """
+        volume = self._volume(name)
+        stream = self._conn.newStream(0)
+        volume.download(stream, 0, most, 0)
+        try:
             while data := stream.recv(_PIECE):
-                chunks.append(data)
-            stream.finish()
-            return b"".join(chunks)
+                yield data
+        except BaseException:
+            with suppress(libvirt.libvirtError, PoclabError):
+                stream.abort()
+            raise
+        stream.finish()
 
     def digest(self, name: str, like: str) -> str | None:
         """See `Pool`."""
@@ -109,15 +121,9 @@ class StreamPool(Moves):
 
         digester = Digester(like)
 
-        def take(_stream: libvirt.virStream, data: bytes, _opaque: object) -> int:
-            digester.update(data)
-            return len(data)
-
         with libvirt_errors(f"volume {name} cannot be read"):
-            stream = self._conn.newStream(0)
-            self._volume(name).download(stream, 0, 0, 0)  # 0 bytes is all
-            stream.recvAll(take, None)
-            stream.finish()
+            for data in self._pieces(name, 0):
+                digester.update(data)
         return str(digester)
 
     def write(self, name: str, data: bytes) -> None:

@@ -434,3 +434,11 @@ def test_verbose_says_where_an_error_comes_from_and_shows_nothing_a_terminal_act
     assert ended.code == program("image", "build", "./nowhere", "--tag", "v1").code == 2
     assert "Traceback" in ended.err
     assert ended.err.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed(closed: str) -> None:
+    ended = process("sh", "-c", f"exec {sys.executable} -m poclab --version {closed}")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert ended.stdout == ("" if closed.startswith(">") else f"poclab {__version__}\n")

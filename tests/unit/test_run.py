@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -292,3 +293,35 @@ def test_what_a_watch_raises_ends_the_program() -> None:
         Runner().stream(["sleep", "60"], lambda _: None, watch=watch)
     assert time.monotonic() - began < 30
     assert Runner().stream(["true"], lambda _: None, watch=lambda: None) == 0
+
+
+INTERRUPTED = """
+import sys
+from poclab import run, schedule
+from poclab.cli import app
+
+def task(name):
+    run.run(["sh", "-c", sys.argv[1], "sh", sys.argv[2]])
+
+app.app = lambda: schedule.run_in_order({"a": ()}, task)
+app.run()
+"""
+
+
+@pytest.mark.parametrize("deaf", ["", "trap '' TERM; "])
+def test_what_threads_run_ends_with_an_interruption(deaf: str, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    script = deaf + "sleep 300 & echo $$ $! > $1.new; mv $1.new $1; wait"
+    argv = [sys.executable, "-c", INTERRUPTED, script, str(note)]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 20
+    while not note.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.startswith("interrupted:")
+    assert time.monotonic() - began < 5
+    assert all(_ends(int(pid)) for pid in note.read_text().split())

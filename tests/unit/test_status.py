@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +14,7 @@ from typing import cast
 import pytest
 
 from poclab import status
+from poclab.errors import PoclabError
 from poclab.model import ObservedVm, Ready, State, VmRecord
 from poclab.virt.host import Host
 from tests.support import make
@@ -62,3 +67,35 @@ def test_one_that_stopped_since_is_not_ready(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_of_which_nothing_is_known_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = Looks(monkeypatch, vm("a", ready=""))
     assert looks.ready(ready=[vm("a").record.path]) == {"a": "-"}
+
+
+def test_an_interruption_waits_for_no_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, gate, asked = Looks(monkeypatch, vm("a"), vm("b")), threading.Event(), threading.Event()
+
+    def glance(*_: object) -> bool:
+        asked.set()
+        gate.wait(10)
+        return False
+
+    def interrupt() -> None:
+        asked.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(status, "glance", glance)
+    threading.Thread(target=interrupt).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        looks.ready()
+    assert time.monotonic() - began < 3
+    gate.set()
+
+
+def test_what_goes_wrong_with_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch, vm("a"), vm("b"))
+
+    def glance(*_: object) -> bool:
+        raise PoclabError("no")
+
+    monkeypatch.setattr(status, "glance", glance)
+    with pytest.raises(PoclabError, match="no"):
+        looks.ready()

@@ -21,7 +21,7 @@ from poclab.model import Deployment, Origin, Ref, Transport
 from poclab.records import drift, remade
 from poclab.run import CommandFailed, Result, Runner
 from poclab.ssh import Target
-from poclab.switch import source_of
+from poclab.switch import _Work, source_of
 from tests.support import make
 from tests.unit.test_bootcstatus import entry, host
 
@@ -288,3 +288,11 @@ def test_what_is_recorded_of_a_vm_goes_with_its_disk() -> None:
     clean = remade(record, "reset", make.STAMP)
     assert clean.in_place == ()
     assert clean.runs == clean.version
+
+
+def test_a_reset_that_came_first_leaves_nothing_to_go_back_to() -> None:
+    work = object.__new__(_Work)
+    work._record = make.record()  # as it is once the lab is locked
+    with pytest.raises(PoclabError, match="was not switched in place") as error:
+        work.rollback()
+    assert error.value.fix
