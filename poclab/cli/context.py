@@ -83,9 +83,14 @@ def set_options(given: Options) -> None:
     """Put the options in force."""
     global _options, _reporter
     _options = given
+    end_progress()
+    _reporter = output.Reporter(verbose=given.verbose, quiet=given.quiet)
+
+
+def end_progress() -> None:
+    """End what progress is shown, for a question or at the program's end."""
     if _reporter is not None:
         _reporter.close()
-    _reporter = output.Reporter(verbose=given.verbose, quiet=given.quiet)
 
 
 @contextmanager
@@ -100,8 +105,7 @@ def reporting() -> Iterator[None]:
         try:
             yield
         finally:
-            if _reporter is not None:
-                _reporter.close()
+            end_progress()
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def host() -> Iterator[Host]:
     """The host that the options name."""
     from poclab.virt.host import connect
 
-    with connect(_options.connect, _options.accel) as found:
+    with connect(options().connect, options().accel) as found:
         yield found
 
 
@@ -117,8 +121,7 @@ def confirmed(question: str, *, yes: bool) -> bool:
     """Ask where somebody can answer; a script that says nothing means yes."""
     if yes or not output.interactive():
         return True
-    if _reporter is not None:
-        _reporter.close()
+    end_progress()
     return output.ask(question)
 
 
@@ -143,8 +146,7 @@ def insisted(question: str, *words: str) -> bool:
         UsageError: nobody can answer.
     """
     check_terminal()
-    if _reporter is not None:
-        _reporter.close()
+    end_progress()
     return output.typed(question) in words
 
 
@@ -158,7 +160,7 @@ def lab_file(text: str) -> Path:
     if "/" in text or path.suffix in (".yaml", ".yml"):
         return path
     check_name("lab", text)
-    labs = Path(_options.directory) / "labs"
+    labs = Path(options().directory) / "labs"
     found = labs / f"{text}.yaml"
     if found.is_file():
         return found
@@ -179,7 +181,7 @@ def image_directory(text: str) -> Path:
     if "/" in text:
         return Path(text)
     check_name("image", text)
-    images = Path(_options.directory) / "images"
+    images = Path(options().directory) / "images"
     found = images / text
     if (found / "image.yaml").is_file():
         return found
@@ -203,13 +205,13 @@ def load_lab(text: str) -> Lab:
 
 def complete_lab(incomplete: str) -> list[str]:
     """Names of lab files."""
-    labs = Path(_options.directory) / "labs"
+    labs = Path(options().directory) / "labs"
     return [item.stem for item in sorted(labs.glob("*.yaml")) if item.stem.startswith(incomplete)]
 
 
 def complete_image(incomplete: str) -> list[str]:
     """Names of image definitions."""
-    found = (Path(_options.directory) / "images").glob("*/image.yaml")
+    found = (Path(options().directory) / "images").glob("*/image.yaml")
     return sorted(item.parent.name for item in found if item.parent.name.startswith(incomplete))
 
 
@@ -276,7 +278,7 @@ def show_vms(host: Host, paths: Collection[str], form: Format, ready: Collection
     """
     from poclab.status import status
 
-    if _options.quiet:
+    if options().quiet:
         return
     labs = frozenset(path.partition("/")[0] for path in paths)
     rows = status(host, labs, paths, ready) if paths else []

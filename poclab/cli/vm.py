@@ -86,8 +86,8 @@ def reset(
         if every and lab is None and not context.confirmed(_question(targets), yes=yes):
             output.tell("nothing was done")
             raise typer.Exit(1)
-        results = put(host, targets, choose, wait=wait, keep_warm=warm, keep_old=keep)
-        show_reset(host, results, form if wait else None)
+        resets = put(host, targets, choose, wait=wait, keep_warm=warm, keep_old=keep)
+        show_reset(host, resets, form if wait else None)
 
 
 def _question(targets: list[Target]) -> str:
@@ -121,17 +121,17 @@ def rollback(
             done = boot_back(host, target)
             context.show_vms(host, {done.path}, form)
             return
-        results = put_back(host, target, wait=wait, keep_warm=warm, keep_old=keep)
-        show_reset(host, results, form if wait else None)
+        resets = put_back(host, target, wait=wait, keep_warm=warm, keep_old=keep)
+        show_reset(host, resets, form if wait else None)
 
 
-def show_reset(host: Host, results: list[Reset], form: Format | None) -> None:
+def show_reset(host: Host, resets: list[Reset], form: Format | None) -> None:
     """Print the status of VMs that were reset, if in a form, and raise what went wrong."""
     if form is not None:
         # Of several VMs the first may have been ready minutes ago.
-        ready = {item.path for item in results if not item.error and len(results) == 1}
-        context.show_vms(host, {item.path for item in results}, form, ready)
-    errors = [item.error for item in results if item.error]
+        ready = {item.path for item in resets if not item.error and len(resets) == 1}
+        context.show_vms(host, {item.path for item in resets}, form, ready)
+    errors = [item.error for item in resets if item.error]
     for error in errors[:-1]:
         output.show_error(error)
     if errors:
