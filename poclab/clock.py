@@ -16,10 +16,11 @@ import time
 
 from poclab import events, readiness, ssh
 from poclab.errors import PoclabError
-from poclab.labhost import LabHost
 from poclab.model import VmRecord
 from poclab.names import plain
 from poclab.run import Result, run
+from poclab.ssh import LabFiles
+from poclab.virt.host import Host
 
 _LOGIN = 15.0  # seconds for a login and a command
 # What busybox and util-linux both have. QEMU's hardware clock is UTC for every guest that has it
@@ -48,29 +49,29 @@ echo $!
 """
 
 
-def leave_watch(lab: LabHost, record: VmRecord) -> bool:
+def leave_watch(host: Host, record: VmRecord, files: LabFiles) -> bool:
     """Have a guest set its clock by itself when it is brought back; its memory is kept next.
 
     Returns:
         Whether it will. If not, `set_now` is what remains.
     """
     try:
-        started = _run(lab, record, _WATCH)
+        started = _run(host, record, files, _WATCH)
         # What a login leaves behind may be ended with it: by KillUserProcesses in logind.conf(5),
         # or with the service that each connection is where systemd listens.
-        _run(lab, record, f"kill -0 {int(started.stdout)}")
+        _run(host, record, files, f"kill -0 {int(started.stdout)}")
     except (PoclabError, ValueError) as error:
         events.debug(f"{record.name} does not watch its clock: {error}")
         return False
     return True
 
 
-def set_now(lab: LabHost, record: VmRecord) -> None:
+def set_now(host: Host, record: VmRecord, files: LabFiles) -> None:
     """Set the clock of a guest that was just brought back; a warning when that cannot be done."""
     faults = []
     for way in (_by_agent, _by_login):
         try:
-            way(lab, record)
+            way(host, record, files)
             return
         except PoclabError as error:
             faults.append(plain(error.why or error.what))
@@ -78,18 +79,18 @@ def set_now(lab: LabHost, record: VmRecord) -> None:
     events.warning(f"{record.name}: its clock stands at the time its memory was kept: {why}")
 
 
-def _by_agent(lab: LabHost, record: VmRecord) -> None:
-    guest = lab.host.guest(record)
+def _by_agent(host: Host, record: VmRecord, _: LabFiles) -> None:
+    guest = host.guest(record)
     if not guest.agent_connected():
         raise PoclabError("no guest agent is connected")
     guest.set_clock(time.time())
 
 
-def _by_login(lab: LabHost, record: VmRecord) -> None:
-    _run(lab, record, _SET)
+def _by_login(host: Host, record: VmRecord, files: LabFiles) -> None:
+    _run(host, record, files, _SET)
 
 
-def _run(lab: LabHost, record: VmRecord, command: str) -> Result:
+def _run(host: Host, record: VmRecord, files: LabFiles, command: str) -> Result:
     """Have root run a command in a guest over SSH.
 
     Raises:
@@ -97,7 +98,7 @@ def _run(lab: LabHost, record: VmRecord, command: str) -> Result:
     """
     if record.ready is None or record.ready.kind != "ssh":
         raise PoclabError("its lab file does not say that it is reached over SSH (`ready`)")
-    target = readiness.target(lab.host, record, lab.files)
+    target = readiness.target(host, record, files)
     words = ssh.as_root(record.user, command)
     argv = ssh.argv(target, words, ["-n", "-T"], batch=True, connect_timeout=10)
     return run(argv, timeout=_LOGIN, most=ssh.ANSWER)

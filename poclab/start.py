@@ -92,7 +92,7 @@ def settle(lab: LabHost, started: Started, *, keep: bool) -> float:
         events.note(f"{record.name}: started")
     if state:
         if not state.watched:
-            clock.set_now(lab, record)
+            clock.set_now(lab.host, record, lab.files)
     elif keep and started.first:
         warm.keep(lab, record)
     return seconds

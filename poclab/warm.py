@@ -143,7 +143,7 @@ def _keep(lab: LabHost, record: VmRecord) -> VmRecord:
     lab.host.pool.write(state.manifest, encode(state))
     moved = lab.overlays(onto, disks)
     targets = lab.spec(moved, guest.uuid).disks
-    watched = clock.leave_watch(lab, record)
+    watched = clock.leave_watch(lab.host, record, lab.files)
     began = time.monotonic()
     guest.capture(lab.host.pool.path(state.memory), {disk.target: disk.path for disk in targets})
     seconds = time.monotonic() - began

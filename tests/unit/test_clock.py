@@ -17,10 +17,10 @@ import pytest
 from poclab import clock, events, readiness, ssh
 from poclab.errors import PoclabError
 from poclab.events import Event
-from poclab.labhost import LabHost
 from poclab.model import Ready
 from poclab.run import CommandFailed, Result, Runner, using
-from poclab.ssh import Target
+from poclab.ssh import LabFiles, Target
+from poclab.virt.host import Host
 from tests.support import make
 
 RECORD = make.record("web", ready=Ready("ssh"))
@@ -186,12 +186,14 @@ def answer(stdout: str, code: int = 0, stderr: str = "") -> Result:
     return Result(("ssh",), code, stdout, stderr)
 
 
-def lab(monkeypatch: pytest.MonkeyPatch, agent: Any) -> LabHost:
-    """A lab whose guest has this agent."""
+FILES = LabFiles("qemu:///session", "acme")
+
+
+def host(monkeypatch: pytest.MonkeyPatch, agent: Any) -> Host:
+    """A host whose guest has this agent."""
     target = Target("127.0.0.1", 22, "root", Path("key"), Path("known"))
     monkeypatch.setattr(readiness, "target", lambda *_: target)
-    host = SimpleNamespace(guest=lambda _: agent)
-    return cast(LabHost, SimpleNamespace(host=host, files=None))
+    return cast(Host, SimpleNamespace(guest=lambda _: agent))
 
 
 def agent(*, connected: bool = True, broken: bool = False) -> Any:
@@ -215,7 +217,7 @@ def warnings(run: Callable[[], None]) -> list[str]:
 def test_the_agent_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     with using(Ssh()) as runner:
         has = agent()
-        assert warnings(lambda: clock.set_now(lab(monkeypatch, has), RECORD)) == []
+        assert warnings(lambda: clock.set_now(host(monkeypatch, has), RECORD, FILES)) == []
     assert abs(has.asked[0] - time.time()) < 5
     assert cast(Ssh, runner).commands == []
 
@@ -223,48 +225,48 @@ def test_the_agent_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("has", [agent(connected=False), agent(broken=True)])
 def test_without_an_agent_a_login_sets_the_clock(monkeypatch: pytest.MonkeyPatch, has: Any) -> None:
     with using(Ssh()) as runner:
-        assert warnings(lambda: clock.set_now(lab(monkeypatch, has), RECORD)) == []
+        assert warnings(lambda: clock.set_now(host(monkeypatch, has), RECORD, FILES)) == []
     assert ["hwclock -s" in text for text in cast(Ssh, runner).commands] == [True]
 
 
 def test_a_clock_that_nobody_can_set_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    without = lab(monkeypatch, agent(connected=False))
+    without = host(monkeypatch, agent(connected=False))
     refused = answer("", 1, "sudo: a password is required\n")
     with using(Ssh(refused, refused)):
-        (text,) = warnings(lambda: clock.set_now(without, RECORD))
-        assert not clock.leave_watch(without, RECORD)
+        (text,) = warnings(lambda: clock.set_now(without, RECORD, FILES))
+        assert not clock.leave_watch(without, RECORD, FILES)
     assert text == (
         "web: its clock stands at the time its memory was kept:"
         " no guest agent is connected; sudo: a password is required"
     )
     deaf = replace(RECORD, ready=Ready("tcp", 80))
-    (text,) = warnings(lambda: clock.set_now(lab(monkeypatch, agent(broken=True)), deaf))
+    (text,) = warnings(lambda: clock.set_now(host(monkeypatch, agent(broken=True)), deaf, FILES))
     assert "kept: it does not; its lab file does not say that it is reached over SSH" in text
-    assert not clock.leave_watch(without, deaf)
+    assert not clock.leave_watch(without, deaf, FILES)
 
 
 def test_a_key_that_is_elsewhere_costs_no_warm_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    without = lab(monkeypatch, agent(connected=False))
+    without = host(monkeypatch, agent(connected=False))
 
     def nowhere(*_: object) -> Target:
         raise PoclabError("the key of lab acme is not on this machine", why="it stays there")
 
     monkeypatch.setattr(readiness, "target", nowhere)
-    assert not clock.leave_watch(without, RECORD)
+    assert not clock.leave_watch(without, RECORD, FILES)
 
 
 @pytest.mark.parametrize("lives", [True, False])
 def test_a_watch_that_ends_with_its_login_is_none(
     monkeypatch: pytest.MonkeyPatch, lives: bool
 ) -> None:
-    at = lab(monkeypatch, agent(connected=False))
+    at = host(monkeypatch, agent(connected=False))
     alive = answer("") if lives else answer("", 1, "kill: (4711): No such process\n")
     with using(Ssh(answer("4711\n"), alive)) as runner:
-        assert clock.leave_watch(at, RECORD) is lives
+        assert clock.leave_watch(at, RECORD, FILES) is lives
     assert "kill -0 4711" in cast(Ssh, runner).commands[1]
 
 
 def test_a_shell_that_says_other_things_has_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    at = lab(monkeypatch, agent(connected=False))
+    at = host(monkeypatch, agent(connected=False))
     with using(Ssh(answer("Welcome\n4711\n"))):
-        assert not clock.leave_watch(at, RECORD)
+        assert not clock.leave_watch(at, RECORD, FILES)
