@@ -355,6 +355,14 @@ def test_more_data_than_the_file_holds_is_refused_in_seconds(
     assert time.monotonic() - began < 5
 
 
+def test_grains_that_are_packed_as_well_as_can_be_are_taken(tmp_path: Path) -> None:
+    path = hostile.vmdk_of_close_grains(tmp_path / "good.vmdk", apart=5, count=32)
+    found = inspect_file(path)
+    assert (found.format, found.virtual_size, found.data) == ("vmdk", 64 * MIB, 64 * MIB)
+    copy(path, found, tmp_path / "copy.qcow2")
+    qemu_img("compare", path, tmp_path / "copy.qcow2")
+
+
 def test_a_copy_does_not_become_larger_than_the_disk_allows(tmp_path: Path) -> None:
     """What the readers let pass all the same is stopped while it is copied."""
     path = hostile.qcow2_of_one_cluster(tmp_path / "evil.qcow2")
