@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from poclab import events
+from poclab import events, room
 from poclab.errors import PoclabError
 from poclab.names import plain, shown
 from poclab.run import runner
@@ -327,7 +327,7 @@ def fill(work: Path, disk: str, tree: Tree, *, offset: int, size: int, epoch: in
         epoch: the time of the file system.
 
     Raises:
-        PoclabError: the files do not fit, or could not be written.
+        PoclabError: the files do not fit, could not be written, or leave no room on the host.
     """
     plan = work / "root.plan"
     with os.fdopen(os.open(plan, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -342,7 +342,11 @@ def fill(work: Path, disk: str, tree: Tree, *, offset: int, size: int, epoch: in
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: offset + size,
     }
-    code = runner().stream(argv, reader.line, env=env, cwd=work, timeout=3600, limits=limits)
+    # The disk's file is sparse: its blocks are taken as they are written.
+    watch = room.watch(work, "the image's files", place=work.parent)
+    code = runner().stream(
+        argv, reader.line, env=env, cwd=work, timeout=3600, limits=limits, watch=watch
+    )
     if code != 0:
         raise reader.error(size, code)
     plan.unlink()
