@@ -49,6 +49,22 @@ def qcow2_of_one_cluster(path: Path, tables: int = 64, apparent: int = 0) -> Pat
     return path
 
 
+def qcow2_of_endless_errors(path: Path, tables: int = 64) -> Path:
+    """A qcow2 file of 384 KiB that `qemu-img check` prints 8,192 errors for each of its tables."""
+    qcow2_of_one_cluster(path, tables)
+    # No cluster begins between two.
+    return patched(path, _L2, struct.pack(">Q", _DATA + 512) * _ENTRIES)
+
+
+def text_then_binary(path: Path, begin: bytes = b"# a text\n", size: int = 2048) -> Path:
+    """A file that begins like a text, as a VMDK descriptor does, and goes on as none.
+
+    oslo.utils' inspector of VMDKs then asks for a type that it never read.
+    """
+    path.write_bytes((begin * 1024)[:1024] + b"\xff" * (size - 1024))
+    return path
+
+
 def qcow2_of_one_compressed_cluster(path: Path, tables: int = 64, *, packs: bool = False) -> Path:
     """The same with a compressed cluster.
 
