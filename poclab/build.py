@@ -17,7 +17,7 @@ from poclab.container import ImageInfo
 from poclab.earlier import SECONDS, Earlier
 from poclab.errors import PoclabError, UsageError
 from poclab.model import Origin, Ref, Version
-from poclab.names import check_tag
+from poclab.names import check_tag, stored
 from poclab.run import CommandFailed, runner
 from poclab.schema.image import ImageFile
 from poclab.store import Store
@@ -27,8 +27,17 @@ LOGS_KEPT = 10  # an image
 # The input of a version that says what a builder made of `rootfs`.
 ROOT_FILE_SYSTEM = "root_filesystem"
 _STEP = re.compile(r"^STEP ([0-9]+)/([0-9]+): (.+)$")
-# Labels that say what an image is (OCI image specification, annotations.md).
+# Labels that say what an image is, and those that the OCI image specification defines
+# (annotations.md, "Pre-Defined Annotation Keys").
 _OCI = "org.opencontainers.image."
+_DEFINED = (
+    "created authors url documentation source version revision vendor licenses ref.name title"
+)
+_DEFINED += " description base.digest base.name"
+_FIRST = frozenset(_OCI + name for name in _DEFINED.split())
+# What a manifest takes of a stranger's labels. In JSON a character has 12 bytes at most, and all
+# of a manifest 4 MiB (`manifest.LARGEST`).
+LABELS, LABEL_LENGTH = 100, 2048
 # Longer than a builder may take: a second build of a version waits for the first one's result.
 _PATIENCE = 5 * 3600.0
 
@@ -177,7 +186,7 @@ class _Build:
                 given[ROOT_FILE_SYSTEM] = root
             if args:
                 given["build_args"] = " ".join(f"{k}={v}" for k, v in sorted(args.items()))
-            labels = {k: v for k, v in image.labels.items() if k.startswith(_OCI)}
+            labels = kept_labels(image.labels)
             with self._timed("publish"):
                 return self._store.publish(
                     self._ref,
@@ -268,6 +277,22 @@ def _podman_line(text: str) -> None:
         events.progress(step[3], float(step[1]), float(step[2]))
     elif text.strip():
         events.progress(text.strip())
+
+
+def kept_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Select the labels that say what an image is, as many and as long as a manifest can hold.
+
+    Those that the specification defines come first.
+    """
+    ours = [key for key in labels if key.startswith(_OCI)]
+    fitting = [key for key in ours if len(key) <= LABEL_LENGTH]
+    kept = sorted(fitting, key=lambda key: (key not in _FIRST, key))[:LABELS]
+    if len(kept) < len(ours):
+        events.note(
+            f"{len(ours) - len(kept):,} labels of the container image are left out: "
+            f"a version keeps {LABELS}"
+        )
+    return {key: stored(labels[key], LABEL_LENGTH) for key in kept}
 
 
 # --- the disk ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from poclab import events
+from poclab import events, room
 from poclab.errors import PoclabError
 from poclab.names import shown
 from poclab.run import CommandFailed, Result, runner
@@ -203,11 +203,24 @@ def _never_run(image_id: str, purpose: str) -> Iterator[str]:
 def export(image_id: str, tar: Path) -> None:
     """Write an image's file system, flattened, as a tar file.
 
+    How large that becomes is the image's to say: its sparse files have no holes in there.
+
+    Args:
+        image_id: its ID.
+        tar: the file to make, in a work directory.
+
     Raises:
-        PoclabError: podman failed.
+        PoclabError: podman failed, or there is no room.
     """
+    what, place = "the container image's files", tar.parent.parent
+    room.check(tar.parent, what, place=place)
+    last = _LastError()
     with _never_run(image_id, "export") as name:
-        _run([*podman(), "export", "--output", str(tar.absolute()), name])
+        argv = [*podman(), "export", "--output", str(tar.absolute()), name]
+        watch = room.watch(tar.parent, what, place=place)
+        code = runner().stream(argv, last.see, timeout=_LONG, watch=watch)
+    if code != 0:
+        raise _explained(Result(tuple(argv), code, "", last.text))
 
 
 @contextmanager

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from poclab import shapes, volumes
+from poclab.errors import PoclabError
 from poclab.model import Origin, Profile, Ref, Version, VmRecord
 from poclab.names import stored
-from poclab.units import KIB
+from poclab.units import KIB, MIB
 from poclab.volumes import Kind, VolumeName
 
 FORMAT = 1
+LARGEST = 4 * MIB  # bytes of a manifest; a larger one is not read
 T = TypeVar("T")
 
 
@@ -78,7 +80,11 @@ def with_packed(names: Iterable[str]) -> set[str]:
 
 
 def encode(version: Version) -> bytes:
-    """A version's manifest; free text in it becomes plain (see `names.stored`)."""
+    """Write a version's manifest; free text in it becomes plain (see `names.stored`).
+
+    Raises:
+        PoclabError: if it could not be read back.
+    """
     origin = version.origin
     body = asdict(version)
     body["origin"] |= {"source": stored(origin.source), "inputs": _plain(origin.inputs)}
@@ -87,7 +93,32 @@ def encode(version: Version) -> bytes:
         "user": stored(version.user),
         "labels": _plain(version.labels),
     }
-    return seal({"format": FORMAT, **body})
+    return readable(seal({"format": FORMAT, **body}), decode, str(version.ref))
+
+
+def readable(data: bytes, read: Callable[[bytes], object], name: str) -> bytes:
+    """Give a manifest back when its own reader takes it.
+
+    One that is written and then refused would count as damaged for ever: nothing that it might
+    be about could be deleted.
+
+    Args:
+        data: the manifest.
+        read: its reader.
+        name: what to call it in messages.
+
+    Raises:
+        PoclabError: if it is too large, or the reader refuses it.
+    """
+    try:
+        if len(data) > LARGEST:
+            raise ValueError(f"its record would have {len(data):,} bytes, more than {LARGEST:,}")
+        read(data)
+    except ValueError as error:
+        raise PoclabError(
+            f"cannot record {name}", why=str(error), fix="shorten or correct that, and try again"
+        ) from error
+    return data
 
 
 def _plain(texts: Mapping[str, str]) -> dict[str, str]:
@@ -111,6 +142,10 @@ def _ref(text: str) -> Ref:
 
 
 _TEXTS = shapes.mapping(shapes.text(), shapes.text(64 * KIB))
+# A stranger's, who may have chosen any: earlier versions of poclab kept them all. The size of the
+# manifest bounds them.
+_ANY_TEXT = shapes.text(LARGEST)
+_LABELS = shapes.mapping(_ANY_TEXT, _ANY_TEXT, most=LARGEST)
 REF: shapes.Shape[Ref] = shapes.parsed(_ref, "IMAGE:TAG")
 PARENTS: shapes.Shape[tuple[str, ...]] = shapes.listed(shapes.DISK_DIGEST)
 _ORIGIN_KIND = shapes.text(
@@ -127,11 +162,16 @@ def _version(given: shapes.Fields) -> Version:
         profile=given("profile", shapes.one_of(Profile)),
         origin=given("origin", shapes.fields(_origin)),
         created=given("created", shapes.TIME),
-        user=given("user", shapes.USER, Version.user),
-        labels=given("labels", _TEXTS, {}),
+        user=given("user", _user, Version.user),
+        labels=given("labels", _LABELS, {}),
         parents=given("parents", PARENTS, ()),
         protected=given("protected", shapes.flag, Version.protected),
     )
+
+
+def _user(value: object) -> str:
+    """The user; an empty one, which earlier versions of poclab wrote, stands for the default."""
+    return Version.user if value == "" else shapes.USER(value)
 
 
 def _origin(given: shapes.Fields) -> Origin:

@@ -13,7 +13,7 @@ from typing import Any
 
 from poclab import shapes, volumes
 from poclab.errors import PoclabError
-from poclab.manifest import REF, NewerFormatError, Volumes, seal, unsealed
+from poclab.manifest import REF, NewerFormatError, Volumes, readable, seal, unsealed
 from poclab.model import Ref, Version
 from poclab.names import stored
 from poclab.volumes import Kind, VolumeName
@@ -98,9 +98,14 @@ def place(volume: str) -> tuple[str, str] | None:
 
 
 def encode(mark: Mark) -> bytes:
-    """A mark's manifest; free text in it becomes plain (see `names.stored`)."""
+    """Write a mark's manifest; free text in it becomes plain (see `names.stored`).
+
+    Raises:
+        PoclabError: if it could not be read back.
+    """
     texts = {"by": stored(mark.by), "message": stored(mark.message)}
-    return seal({"format": FORMAT, **_plain(asdict(mark)), **texts})
+    data = seal({"format": FORMAT, **_plain(asdict(mark)), **texts})
+    return readable(data, decode, f"mark {mark.lab}@{mark.name}")
 
 
 def _plain(body: dict[str, Any]) -> dict[str, Any]:

@@ -1,49 +1,34 @@
 """The packages and files of a container image, read from its tar file. Nothing of it is run.
 
 dpkg keeps a text, `var/lib/dpkg/status` (deb822, dpkg-query(1)); images without a package manager
-keep a piece of it for each package in `status.d`. rpm keeps SQLite (`rpmdb.sqlite`, rpm 4.16 and
-later) with a header for each package: the number of entries and of bytes of data, then entries of
-tag, type, offset and count, all of 32 bits and big-endian, then the data (rpm,
-docs/manual/format_header.md).
+keep a piece of it for each package in `status.d`. rpm keeps a database (`rpmdb`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import struct
 import tempfile
-import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
+from poclab import rpmdb
 from poclab.errors import PoclabError
-from poclab.files import below
+from poclab.names import plain
 from poclab.tarwalk import Member, TarError, TarReader
-from poclab.units import GIB, MIB
-
-if TYPE_CHECKING:
-    import sqlite3
+from poclab.units import GIB, MIB, format_size
 
 _DPKG = re.compile(r"var/lib/dpkg/(status|status\.d/[^/]+)")
 _DPKG_MOST = 64 * MIB  # bytes of a status file that are read
 # The first on Fedora and on bootc images, where /var is not part of the image.
 _RPM_IN = r"(?:usr/lib/sysimage/rpm|usr/share/rpm|var/lib/rpm)/"
-_RPM = re.compile(_RPM_IN + r"(rpmdb\.sqlite(?:-wal|-shm)?)")
-# A database has some 100 MiB, and a header in it 1 MiB; reading one takes a second or two.
-_RPM_MOST = GIB
-_RPM_HEADER_MOST = 64 * MIB
-_RPM_SECONDS = 60.0
+_RPM = re.compile(_RPM_IN + r"rpmdb\.sqlite(?P<beside>-wal|-shm)?")
+_RPM_MOST = GIB  # bytes of a database; the largest has some 100 MiB
 _OLD_RPM = re.compile(_RPM_IN + r"(?:Packages|Packages\.db)")
 _OLD_NOTE = "its rpm database is of a form before rpm 4.16"
 _OSTREE = "sysroot/ostree/"  # of a bootc image: the same files as in /usr once more
-_ENTRY = struct.Struct(">IIII")
-# rpmtag.h: RPMTAG_NAME and so on; types INT32 and STRING.
-_NAME, _VERSION, _RELEASE, _EPOCH, _ARCH = 1000, 1001, 1002, 1003, 1022
-_INT32, _STRING = 4, 6
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ def read_tree(stream: IO[bytes]) -> Tree:
     found: dict[str, str] = {}
     note = ""
     with tempfile.TemporaryDirectory(prefix="poclab-rpm-") as scratch:
-        reader = TarReader(stream)
+        reader, rpm = TarReader(stream), _Rpm(Path(scratch))
         try:
             for member in reader:
                 name = _plain(member.name)
@@ -108,23 +93,62 @@ def read_tree(stream: IO[bytes]) -> Tree:
                     found |= dpkg(text.decode(errors="replace"))
                     files[name] = _file(member, _digest(reader, text))
                 elif match := _RPM.fullmatch(name):
-                    _copy(reader, member, below(Path(scratch), match[1]))
+                    rpm.take(reader, member, match["beside"] or "")
                     files[name] = _file(member, "database")
                 else:
                     note = _OLD_NOTE if _OLD_RPM.fullmatch(name) else note
                     files[name] = _file(member, _digest(reader))
         except TarError as error:
             raise PoclabError("the image's files cannot be read", why=str(error)) from error
-        found |= rpm(Path(scratch))
+        found |= rpm.packages()
+    if rpm.fault:
+        return Tree(files, {}, f"its rpm database cannot be read: {plain(rpm.fault)}")
     return Tree(files, found, "" if found else note or "it has no package database")
 
 
-def _copy(reader: TarReader, member: Member, target: Path) -> None:
-    if member.size > _RPM_MOST:
-        raise PoclabError("the image's rpm database cannot be read", why="it is too large")
-    with target.open("wb") as copy:
-        while piece := reader.read(MIB):
-            copy.write(piece)
+class _Rpm:
+    """The rpm database of an image, file by file.
+
+    Attributes:
+        fault: why it cannot be read, or an empty string.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._copy = directory / "rpmdb.sqlite"
+        self.fault = ""
+
+    def take(self, reader: TarReader, member: Member, beside: str) -> None:
+        """Take the current member: the database, or a file that SQLite keeps beside it.
+
+        Args:
+            reader: the archive.
+            member: its current member.
+            beside: what comes after the database's name.
+
+        Raises:
+            TarError: see `TarReader`.
+        """
+        if beside:
+            if beside == "-wal" and member.size:
+                self.fault = "it was not closed: part of it may be in its log (rpmdb.sqlite-wal)"
+        elif member.size > _RPM_MOST:
+            self.fault = f"it has more than {format_size(_RPM_MOST)}"
+        else:
+            try:
+                with self._copy.open("wb") as copy:
+                    while piece := reader.read(MIB):
+                        copy.write(piece)
+            except OSError as error:
+                self.fault = f"it cannot be copied: {error.strerror}"
+
+    def packages(self) -> dict[str, str]:
+        """Give the packages, none where it cannot be read."""
+        if not self.fault and self._copy.exists():
+            try:
+                return rpmdb.packages(self._copy)
+            except ValueError as error:
+                self.fault = str(error)
+        return {}
 
 
 def _plain(name: str) -> str:
@@ -166,81 +190,3 @@ def dpkg(text: str) -> dict[str, str]:
                 name = f"{name}:{fields.get('Architecture', '')}"
             found[name] = version
     return found
-
-
-# --- rpm ------------------------------------------------------------------------------------
-
-
-def rpm(directory: Path) -> dict[str, str]:
-    """The packages of an rpm database: version by name, several of one separated by blanks.
-
-    Args:
-        directory: where `rpmdb.sqlite` is, if it is.
-
-    Raises:
-        PoclabError: it is damaged.
-    """
-    database = directory / "rpmdb.sqlite"
-    if not database.exists():
-        return {}
-    import sqlite3
-
-    found: dict[str, list[str]] = {}
-    try:
-        with closing(sqlite3.connect(database)) as connection:
-            _restrict(connection)
-            for (blob,) in connection.execute("SELECT blob FROM Packages"):
-                name, version = rpm_header(bytes(blob))
-                found.setdefault(name, []).append(version)
-    except (sqlite3.Error, ValueError) as error:
-        raise PoclabError("the image's rpm database cannot be read", why=str(error)) from error
-    return {name: " ".join(sorted(versions)) for name, versions in found.items()}
-
-
-def _restrict(connection: sqlite3.Connection) -> None:
-    """Have SQLite read a table and nothing else, in bounded time and memory.
-
-    A database is a program too: a view or a virtual table computes what is selected from it
-    (sqlite.org/security.html).
-
-    Raises:
-        ValueError: `Packages` is not an ordinary table.
-    """
-    import sqlite3
-
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _RPM_HEADER_MOST)
-    deadline = time.monotonic() + _RPM_SECONDS
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
-    connection.execute("PRAGMA trusted_schema = OFF")
-    row = connection.execute(
-        "SELECT type, sql FROM sqlite_master WHERE name = 'Packages' COLLATE NOCASE"
-    ).fetchone()
-    kind, sql = row or ("", "")
-    if kind != "table" or not re.match(r"\s*CREATE\s+TABLE\b", str(sql), re.IGNORECASE):
-        raise ValueError("Packages is not a table")
-
-
-def rpm_header(blob: bytes) -> tuple[str, str]:
-    """A package's name and its version, `[EPOCH:]VERSION-RELEASE.ARCH`.
-
-    Raises:
-        ValueError: it is no header.
-    """
-    try:
-        count, _ = struct.unpack_from(">II", blob)
-        begin = 8 + count * _ENTRY.size
-        if begin > len(blob):
-            raise ValueError("a header is cut short")
-        values: dict[int, str] = {}
-        for number in range(count):
-            tag, kind, offset, _ = _ENTRY.unpack_from(blob, 8 + number * _ENTRY.size)
-            if kind == _STRING and tag in (_NAME, _VERSION, _RELEASE, _ARCH):
-                end = blob.index(b"\0", begin + offset)
-                values[tag] = blob[begin + offset : end].decode(errors="replace")
-            elif kind == _INT32 and tag == _EPOCH:
-                values[tag] = f"{struct.unpack_from('>I', blob, begin + offset)[0]}:"
-        arch = f".{values[_ARCH]}" if _ARCH in values else ""
-        version = f"{values.get(_EPOCH, '')}{values[_VERSION]}-{values[_RELEASE]}{arch}"
-        return values[_NAME], version
-    except (struct.error, KeyError) as error:
-        raise ValueError(f"a header is damaged: {error!r}") from error

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from poclab import events, shapes, volumes, xmltree
 from poclab.errors import PoclabError
-from poclab.manifest import NewerFormatError, Volumes, bases, now, seal, unsealed
+from poclab.manifest import NewerFormatError, Volumes, bases, now, readable, seal, unsealed
 from poclab.model import ObservedVm, VmRecord
 from poclab.names import stored
 from poclab.units import MIB
@@ -110,10 +110,14 @@ def _text(time: datetime) -> str:
 
 
 def encode(item: Parked) -> bytes:
-    """The manifest: the VM's record is in it as its domain has it."""
+    """Write the manifest: the VM's record is in it as its domain has it.
+
+    Raises:
+        PoclabError: if it could not be read back.
+    """
     record = metadata.text(metadata.vm_element(item.record))
     body = {"time": item.time, "by": stored(item.by), "expires": item.expires, "record": record}
-    return seal({"format": FORMAT, **body})
+    return readable(seal({"format": FORMAT, **body}), decode, f"the disk of {item.record.path}")
 
 
 def decode(data: bytes) -> Parked:

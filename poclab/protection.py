@@ -31,8 +31,8 @@ def protect(host: Host, refs: Sequence[Ref], *, protected: bool = True) -> list[
     with store.changing():
         found = [version for version in map(store.get, refs) if version.protected != protected]
         for version in found:
-            events.step("manifest", version=str(version.ref))
             changed = encode(replace(version, protected=protected))
+            events.step("manifest", version=str(version.ref))
             host.pool.rewrite(manifest_volume(version.ref), changed)
     return found
 

@@ -17,7 +17,7 @@ from typing import Any
 from poclab import events, room
 from poclab.errors import PoclabError
 from poclab.files import writing_out
-from poclab.run import Result, runner
+from poclab.run import OUTPUT, Result, TooMuchOutput, runner
 from poclab.units import GIB, MIB, format_size
 
 HOURS = 6 * 3600.0
@@ -81,14 +81,19 @@ def check(
     """
     argv = ["qemu-img", "check", "--output=json", *disk]
     for _ in range(2):  # a second time, for what was wrong with the machine at that moment
-        result = runner().run(
-            argv,
-            check=False,
-            timeout=1200,
-            limits=_CHECK_LIMITS,
-            env=_FEW_ARENAS,
-            pass_fds=pass_fds,
-        )
+        try:
+            result = runner().run(
+                argv,
+                check=False,
+                timeout=1200,
+                limits=_CHECK_LIMITS,
+                env=_FEW_ARENAS,
+                pass_fds=pass_fds,
+            )
+        except TooMuchOutput as error:
+            # Of a sound disk it prints some hundred bytes, of another one a line for each error.
+            why = f"qemu-img check printed more than {format_size(OUTPUT)} of errors"
+            raise PoclabError(f"{name} is damaged", why=why, fix=fix) from error
         if result.code in (_FINE, _LEAKS):
             return dict(json.loads(result.stdout))
         if result.code == _CORRUPT:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from poclab import config
 from poclab.errors import PoclabError
 from poclab.units import GIB, format_size
 
@@ -47,8 +48,15 @@ class Room:
             f"there is no room for {what}",
             why=f"{place} has {format_size(self.free)} free, {format_size(self.reserve)} of it"
             " reserved for running VMs",
-            fix="make room there with `poclab gc` or `poclab image rm`, or use another pool",
+            fix=advice(place),
         )
+
+
+def advice(place: Path | str) -> str:
+    """Say how to get more room in a place: the pool, or where work is done beside it."""
+    if config.cache_dir().absolute() in (Path(place).absolute(), *Path(place).absolute().parents):
+        return "make room there, or set XDG_CACHE_HOME to a directory with more"
+    return "make room there with `poclab gc` or `poclab image rm`, or use another pool"
 
 
 def of(directory: Path) -> Room:

@@ -276,7 +276,8 @@ class Store:
             digest: the file's, if it is known.
 
         Raises:
-            PoclabError: the name is taken, a parent is gone, or the pool cannot be written.
+            PoclabError: the name is taken, a parent is gone, the pool cannot be written, or the
+                version's manifest could not be read back.
         """
         from poclab.digest import file_digest
 
@@ -292,6 +293,7 @@ class Store:
             labels=dict(labels or {}),
             parents=parents,
         )
+        manifest = encode(version)  # what no manifest can hold is refused before anything is there
         base, *below = bases(version)
         self._share(version, file)
         damaged = self._is_damaged(version)
@@ -308,7 +310,7 @@ class Store:
                     events.step("base", volume=base)
                     self._pool.adopt(base, file)  # one there without a manifest may be cut short
                 events.step("manifest", version=str(ref))
-                self._pool.write(manifest_volume(ref), encode(version))
+                self._pool.write(manifest_volume(ref), manifest)
             except BaseException:
                 if not found:
                     self._pool.delete(base)
@@ -367,8 +369,9 @@ class Store:
             if present and present.digest == version.digest:
                 return present
             self.refuse_existing(target)
+            manifest = encode(version)
             events.step("manifest", version=str(target))
-            self._pool.write(manifest_volume(target), encode(version))
+            self._pool.write(manifest_volume(target), manifest)
             return version
 
     def remove(self, ref: Ref, used: frozenset[str] = frozenset()) -> bool:

@@ -22,6 +22,8 @@ MAX_EXTENDED = 1024 * 1024
 # What a walk yields at most; the largest images have some 400,000 files with 100 bytes of text.
 MAX_MEMBERS = 1_000_000
 MAX_TEXT = 512 * 1024 * 1024
+# Bytes that an attribute takes in memory besides its text: two objects and their place.
+_ATTRIBUTE = 200
 _XATTR = b"SCHILY.xattr."
 # Name, mode, uid, gid, size, mtime, checksum, type, link, magic, major, minor, prefix.
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s64x8s8s155s12x")
@@ -102,6 +104,29 @@ class Member:
         return len(self.name) + len(self.target) + xattrs
 
 
+class Held:
+    """Counts what is held in memory of an archive: files, and their names and attributes."""
+
+    def __init__(self) -> None:
+        self._files = self._text = 0
+
+    def add(self, text: int) -> None:
+        """Count a file.
+
+        Args:
+            text: bytes of its names and attributes, about.
+
+        Raises:
+            TarError: if that is more than memory is given for.
+        """
+        self._files += 1
+        self._text += text
+        if self._files > MAX_MEMBERS or self._text > MAX_TEXT:
+            raise TarError(
+                f"it has more than {MAX_MEMBERS:,} files, or too long names and attributes"
+            )
+
+
 class TarReader:
     """Walks an archive; between two members `read` gives the content of the current one.
 
@@ -111,6 +136,9 @@ class TarReader:
         ended: whether the two blocks of zeros at the end have to be there; many archives of other
             programs have one or none.
         most: bytes of extended headers that a member may have.
+
+    Attributes:
+        held: counts the members; who adds some that they imply counts these there.
     """
 
     def __init__(
@@ -122,6 +150,7 @@ class TarReader:
         most: int = MAX_EXTENDED,
     ) -> None:
         self._ended, self._most = ended, most
+        self.held = Held()
         self._stream = stream
         self._end = stream.seek(0, 2) if seekable else None
         if seekable:
@@ -137,7 +166,7 @@ class TarReader:
             TarError: see there.
         """
         extended: dict[bytes, bytes] = {}
-        held = count = text = 0
+        held = 0
         while True:
             self._skip()
             block = self._stream.read(SECTOR)
@@ -160,11 +189,7 @@ class TarReader:
                 _extend(extended, header.type, data)
                 continue
             member = header.member(extended, self._at)
-            count, text = count + 1, text + member.text_size
-            if count > MAX_MEMBERS or text > MAX_TEXT:
-                raise TarError(
-                    f"it has more than {MAX_MEMBERS:,} files, or too long names and attributes"
-                )
+            self.held.add(member.text_size + _ATTRIBUTE * len(member.xattrs))
             self._left, self._padding = member.size, -member.size % SECTOR
             yield member
             extended, held = {}, 0

@@ -21,6 +21,7 @@ from poclab.manifest import (
     NewerFormatError,
     Volumes,
     base_volume,
+    readable,
     seal,
     unsealed,
     with_packed,
@@ -129,8 +130,13 @@ def _digest(*texts: str) -> str:
 
 
 def encode(state: WarmState) -> bytes:
-    """A state's manifest."""
-    return seal({"format": FORMAT, **asdict(state), "version": str(state.version)})
+    """Write a state's manifest.
+
+    Raises:
+        PoclabError: if it could not be read back.
+    """
+    data = seal({"format": FORMAT, **asdict(state), "version": str(state.version)})
+    return readable(data, decode, f"the warm state of {state.lab}/{state.vm}")
 
 
 def decode(data: bytes) -> WarmState:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from poclab.units import MIB
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from xml.etree.ElementTree import Element
@@ -22,6 +24,11 @@ _DOCUMENT_TYPE = re.compile(r"\ufeff?(?>\s+|<\?.*?\?>|<!--.*?-->)*+<!DOCTYPE", r
 # Who walks a tree may then do it by calls in calls, which Python bounds at 1,000.
 _MOST_DEEP = 256
 
+# Bytes that an element and an attribute take besides their text, and how many all may take. The
+# largest record that is read has some 10,000 elements with 10 attributes each.
+_ELEMENT, _ATTRIBUTE = 400, 200
+_MOST_MEMORY = 128 * MIB
+
 
 def parse(text: str) -> Element:
     """Parse a document.
@@ -30,10 +37,14 @@ def parse(text: str) -> Element:
         text: the document, decoded: what is looked for in it is then what the parser sees.
 
     Raises:
-        ValueError: if it is not well-formed, is nested too deeply, or has a document type.
+        ValueError: if it is not well-formed, is nested too deeply, has too many elements and
+            attributes, or has a document type.
     """
     from xml.etree.ElementTree import ParseError, fromstring
 
+    # Before anything is made of it: each element has a `<` at least, each attribute a `=`.
+    if _ELEMENT * text.count("<") + _ATTRIBUTE * text.count("=") > _MOST_MEMORY:
+        raise ValueError("it has too many elements and attributes")
     if _DOCUMENT_TYPE.match(text):
         raise ValueError("it has a document type")
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from poclab import container, disk, events
+from poclab import container, disk, events, room
 from poclab.builders import esp, rootfs
 from poclab.builders.base import BuildRequest, Built, common_inputs, only_disks
 from poclab.builders.kernel import Bootable, find_bootable
@@ -110,7 +110,7 @@ _FULL = "no space left on device"
 
 def _unwritable(request: BuildRequest, why: str) -> PoclabError:
     full = _FULL in why.lower()
-    fix = "make room, or set XDG_CACHE_HOME to a directory with more" if full else ""
+    fix = room.advice(request.workdir) if full else ""
     return PoclabError(f"the build cannot write in {request.workdir}", why=why, fix=fix)
 
 
@@ -151,16 +151,14 @@ def _check_request(request: BuildRequest) -> None:
 
 
 def _check_space(request: BuildRequest) -> None:
-    """See that the work directory has room for the content twice, and half as much again."""
+    """Check that the work directory has room for the content twice, and half as much again.
+
+    That goes by what podman says of the image's size; holes of sparse files are not in it.
+    """
     size = container.inspect(request.image_id).size
     needed = size * 5 // 2 + 256 * MIB
-    free = shutil.disk_usage(request.workdir).free
-    if free < needed:
-        raise PoclabError(
-            f"{request.workdir} has no room for the build",
-            why=f"it needs about {format_size(needed)} and has {format_size(free)}",
-            fix="make room, or set XDG_CACHE_HOME to a directory with more",
-        )
+    what = f"the build, which takes about {format_size(needed)}"
+    room.check(request.workdir, what, needed=needed, place=request.workdir.parent)
 
 
 def _bootable(members: rootfs.Members, request: BuildRequest) -> Bootable:
@@ -296,6 +294,8 @@ def _boot_files(root: _Root, bootable: Bootable, arch: esp.Arch) -> dict[str, es
 
 def _write_root(raw: Path, layout: esp.Layout, root: _Root, request: BuildRequest) -> None:
     work, place = request.workdir, layout.root_start
+    content = rootfs.content_size(root.members)
+    room.check(work, "the image's files", needed=content, place=work.parent)
     events.step("make the root file system", size=layout.root_size, files=len(root.members))
     rootfs.make_ext4(
         work,

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from poclab import events
+from poclab import events, room
 from poclab.errors import PoclabError
 from poclab.names import plain, shown
 from poclab.run import runner
-from poclab.tarwalk import Member, TarError, TarReader, encoded
+from poclab.tarwalk import Held, Member, TarError, TarReader, encoded
 from poclab.units import GIB, MIB, format_size
 
 _BLOCK = 4096
@@ -34,6 +34,7 @@ _INODE = 256
 _MOUNT_POINTS = {"dev": 0o755, "proc": 0o555, "run": 0o755, "sys": 0o555, "tmp": 0o1777}
 # What ext4 can carry (kernel: Documentation/filesystems/ext4, fs/ext4/ext4.h, limits.h).
 _NAME_MAX, _TARGET_MAX, _LINK_MAX = 255, 4095, 65000
+_PATH_MAX = 4095  # limits.h: PATH_MAX, without the NUL at its end; longer ones nobody can open
 _XATTR_NAME_MAX = 255
 _ID_MAX = (1 << 32) - 2  # the largest number says "nobody is set" (chown(2))
 _MAJOR_MAX, _MINOR_MAX = (1 << 12) - 1, (1 << 20) - 1
@@ -132,14 +133,16 @@ def listing(tar: Path) -> Members:
     """
     members: Members = {}
     with tar.open("rb") as stream:
+        reader = TarReader(stream, seekable=True)
         try:
-            for member in TarReader(stream, seekable=True):
+            for member in reader:
                 name = _safe(member.name)
                 before = members.get(name)
                 if before is not None and not before.kind == member.kind == "directory":
                     raise _odd(member.name, "duplicate name")
                 _check_one(name, member)
                 members[name] = member
+            _add_parents(members, reader.held)
         except TarError as error:
             raise PoclabError("the exported image cannot be read", why=str(error)) from error
     _check_tree(members)
@@ -172,6 +175,9 @@ def _check_one(name: str, member: Member) -> None:
     """Check that ext4 can carry a file."""
     if "\0" in member.name or "\0" in member.target:
         raise _odd(member.name, "its name or target contains a NUL byte")
+    if len(encoded(name)) > _PATH_MAX:
+        # Each directory above it has a path of its own: together they take the square of this.
+        raise _odd(member.name, f"its path is longer than {_PATH_MAX:,} bytes")
     if any(len(encoded(part)) > _NAME_MAX for part in name.split("/")):
         raise _odd(member.name, f"a part of its name is longer than {_NAME_MAX} bytes")
     if not (0 <= member.uid <= _ID_MAX and 0 <= member.gid <= _ID_MAX):
@@ -202,14 +208,25 @@ def _check_xattr(member: Member, key: bytes) -> None:
         raise _odd(member.name, f"its extended attribute {text} contains a NUL byte")
 
 
-def _check_tree(members: Members) -> None:
-    """Every parent is a directory (a missing one is added), every hard link has its file."""
-    links: dict[str, int] = {}
+def _add_parents(members: Members, held: Held) -> None:
+    """Add the directories that are only parts of paths.
+
+    Raises:
+        TarError: if there are more than memory is given for.
+    """
     for name, member in list(members.items()):
         parent = os.path.dirname(name)  # noqa: PTH120 - text, not a path of this host
         while parent and parent not in members:
+            held.add(len(parent))
             members[parent] = directory(parent, 0o755, member.mtime // 10**9)
             parent = os.path.dirname(parent)  # noqa: PTH120
+
+
+def _check_tree(members: Members) -> None:
+    """Check that every parent is a directory and every hard link has its file."""
+    links: dict[str, int] = {}
+    for name, member in members.items():
+        parent = os.path.dirname(name)  # noqa: PTH120
         if parent and members[parent].kind != "directory":
             raise _odd(member.name, f"{shown(parent)} is not a directory")
         if member.kind == "hardlink":
@@ -327,7 +344,7 @@ def fill(work: Path, disk: str, tree: Tree, *, offset: int, size: int, epoch: in
         epoch: the time of the file system.
 
     Raises:
-        PoclabError: the files do not fit, or could not be written.
+        PoclabError: the files do not fit, could not be written, or leave no room on the host.
     """
     plan = work / "root.plan"
     with os.fdopen(os.open(plan, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -342,7 +359,11 @@ def fill(work: Path, disk: str, tree: Tree, *, offset: int, size: int, epoch: in
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: offset + size,
     }
-    code = runner().stream(argv, reader.line, env=env, cwd=work, timeout=3600, limits=limits)
+    # The disk's file is sparse: its blocks are taken as they are written.
+    watch = room.watch(work, "the image's files", place=work.parent)
+    code = runner().stream(
+        argv, reader.line, env=env, cwd=work, timeout=3600, limits=limits, watch=watch
+    )
     if code != 0:
         raise reader.error(size, code)
     plan.unlink()

@@ -8,9 +8,11 @@ program takes for a harmless disk, another would take for something else.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from poclab.errors import PoclabError
-from poclab.formats.base import Window
+from poclab.formats.base import AGAIN, Window
 
 # What the inspectors of oslo.utils call things (and "tar"), for people.
 KINDS = {
@@ -62,7 +64,8 @@ def detect(window: Window, *, whole: bool = True) -> str:
         PoclabError: it is several formats at once, or one that is never taken.
     """
     head, tail = window.head(), window.tail() if whole else b""
-    kinds = _detected(head)
+    with _judged(window):
+        kinds = _detected(head)
     kinds |= {kind for magic, kind in _SIGNATURES.items() if head.startswith(magic)}
     if head[:64].lower().startswith(_DESCRIPTOR):
         kinds.add("vmdk")
@@ -105,6 +108,31 @@ def refuse_wrapped(window: Window) -> None:
         )
 
 
+@contextmanager
+def _judged(window: Window, *verdicts: type[Exception]) -> Iterator[None]:
+    """Refuse a file that the inspectors of oslo.utils fail on, however they do.
+
+    They fail on some that no program makes: one asks for the type of a VMDK descriptor although it
+    could not read any.
+
+    Args:
+        window: the file.
+        verdicts: what they raise when they do not fail.
+
+    Raises:
+        PoclabError: if one of them fails.
+    """
+    try:
+        yield
+    except verdicts:
+        raise
+    except Exception as error:
+        raise window.refused(
+            f"its format cannot be judged: the inspection failed ({type(error).__name__})",
+            f"{AGAIN}, or convert it where it was made: qemu-img convert -O qcow2 FILE NEW",
+        ) from error
+
+
 def _detected(head: bytes) -> set[str]:
     import logging
 
@@ -124,14 +152,17 @@ def violations(kind: str, window: Window) -> dict[str, str]:
     from oslo_utils.imageutils import format_inspector
 
     inspector = format_inspector.ALL_FORMATS[kind]()
+    head, tail = window.head(), b""
+    if window.size > len(head):
+        # What lies between is of no interest to the checks there are.
+        tail = window.tail()
     try:
-        head = window.head()
-        inspector.eat_chunk(head)
-        if window.size > len(head):
-            # What lies between is of no interest to the checks there are.
-            inspector.eat_chunk(window.tail())
-        inspector.finish()
-        inspector.safety_check()
+        with _judged(window, format_inspector.SafetyCheckFailed, format_inspector.ImageFormatError):
+            inspector.eat_chunk(head)
+            if tail:
+                inspector.eat_chunk(tail)
+            inspector.finish()
+            inspector.safety_check()
     except format_inspector.SafetyCheckFailed as error:
         return {name: str(failure) for name, failure in error.failures.items()}
     except format_inspector.ImageFormatError as error:

@@ -20,8 +20,11 @@ _HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
 _MAGIC = b"KDMV"
 _LINE_ENDS = b"\n \r\n"
 _AT_END = 0xFFFFFFFFFFFFFFFF
-# Flags: entry 1 of a grain table means zeros; grains are compressed.
-_ZERO_GRAINS, _COMPRESSED = 1 << 2, 1 << 16
+_ZERO_GRAINS = 1 << 2  # flag: entry 1 of a grain table means zeros
+# The compression, which QEMU goes by whatever the flags say (vmdk_open_vmdk4()), and how many
+# bytes deflate makes of one at most: two bits may stand for 258 bytes (zlib.net/zlib_tech.html,
+# "Maximum Compression Factor").
+_DEFLATE, _MOST_OF_ONE = 1, 1032
 _MAX_ENTRIES = 512  # block/vmdk.c refuses larger grain tables
 _MAX_GRAIN = 4 * KIB  # sectors: 2 MiB; more than any program makes
 _TYPE = re.compile(rb'createtype\s*=\s*"?([a-z0-9]{1,40})', re.IGNORECASE)
@@ -68,8 +71,10 @@ def _grains(window: Window, head: tuple[int, ...], directory: int, tables: int) 
         PoclabError: if there are more than the file can hold.
     """
     flags, grain, entries = head[2], head[4], head[7]
-    # A compressed grain has a sector of its own at least.
-    claims = Claims(window, SECTOR if flags & _COMPRESSED else grain * SECTOR)
+    size = grain * SECTOR
+    # A compressed grain begins at a sector.
+    least_size = max(SECTOR, -(-size // _MOST_OF_ONE)) if head[13] == _DEFLATE else size
+    claims = Claims(window, least_size)
     walked = Claims(window, entries * 4)
     least = 2 if flags & _ZERO_GRAINS else 1
     for piece in window.table(directory * SECTOR, tables, "I", big=False):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from poclab.errors import PoclabError
+from poclab.manifest import LARGEST
 
 STAGING = "tmp."
 # What guests and poclab write is for its owner, whom libvirt makes QEMU's account while a guest
@@ -23,7 +24,7 @@ STAGING = "tmp."
 PRIVATE_MODE = 0o600
 BASE_MODE = 0o440
 OWN_BASE_MODE = 0o400  # where QEMU runs as the owner
-SMALL = 4 * 1024 * 1024  # more than any manifest; a larger one is not read
+SMALL = LARGEST  # bytes of a volume that is read whole
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import ParseError, fromstring
 
-from poclab import bootcstatus, iso9660, manifest, marks, ova, packages, parked, warmstate
+from poclab import bootcstatus, iso9660, manifest, marks, ova, packages, parked, rpmdb, warmstate
 from poclab.builders import rootfs
 from poclab.errors import PoclabError
 from poclab.formats import Window
@@ -296,7 +296,7 @@ _XML = (b'"', b"<vm/>", b"&amp;", b"overlay.", b"/../", b'format="1"', b' starte
 
 _TEXTS = (
     Target("dpkg", lambda data: packages.dpkg(data.decode(errors="replace")), lambda: [_STATUS]),
-    Target("rpm", packages.rpm_header, _rpm_headers, refusal=ValueError),
+    Target("rpm", rpmdb.header, _rpm_headers, refusal=ValueError),
     Target(
         "bootc",
         lambda data: bootcstatus.parse(data.decode(errors="replace")),

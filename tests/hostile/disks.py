@@ -49,6 +49,22 @@ def qcow2_of_one_cluster(path: Path, tables: int = 64, apparent: int = 0) -> Pat
     return path
 
 
+def qcow2_of_endless_errors(path: Path, tables: int = 64) -> Path:
+    """A qcow2 file of 384 KiB that `qemu-img check` prints 8,192 errors for each of its tables."""
+    qcow2_of_one_cluster(path, tables)
+    # No cluster begins between two.
+    return patched(path, _L2, struct.pack(">Q", _DATA + 512) * _ENTRIES)
+
+
+def text_then_binary(path: Path, begin: bytes = b"# a text\n", size: int = 2048) -> Path:
+    """A file that begins like a text, as a VMDK descriptor does, and goes on as none.
+
+    oslo.utils' inspector of VMDKs then asks for a type that it never read.
+    """
+    path.write_bytes((begin * 1024)[:1024] + b"\xff" * (size - 1024))
+    return path
+
+
 def qcow2_of_one_compressed_cluster(path: Path, tables: int = 64, *, packs: bool = False) -> Path:
     """The same with a compressed cluster.
 
@@ -130,6 +146,43 @@ def _vmdk(path: Path) -> Path:
     return patched(path, used[0] * 512, struct.pack("<I", first) * 512)
 
 
+def vmdk_of_close_grains(path: Path, apart: int = 1, count: int = 2048) -> Path:
+    """A compressed VMDK each of whose grains of 2 MiB begins close behind the one before it.
+
+    No two of them are the same, and none is in a hole; but deflate makes at most 1,032 bytes of
+    one, so they cannot lie one sector apart. Five are enough where they hold one byte, repeated.
+
+    Args:
+        path: the file to make.
+        apart: sectors from one to the next.
+        count: how many grains there are.
+    """
+    grain, tables = 4096, -(-count // 512)
+    data = 4 + 4 * tables  # header, descriptor, directory, one sector each; tables of four
+    header = struct.pack(
+        "<4sIIQQQQIQQQB4sH", b"KDMV", 3, 0x30001, count * grain, grain, 1, 1, 512, 0, 2, data, 0,
+        b"\n \r\n", 1,
+    )  # fmt: skip
+    descriptor = f"""# Disk DescriptorFile
+version=1
+CID=12345678
+parentCID=ffffffff
+createType="streamOptimized"
+RW {count * grain} SPARSE "disk.vmdk"
+"""
+    directory = struct.pack(f"<{tables}I", *(4 + 4 * number for number in range(tables)))
+    entries = struct.pack(f"<{count}I", *range(data, data + apart * count, apart))
+    parts = [header, descriptor.encode(), directory, b""]
+    head = b"".join(part.ljust(512, b"\0") for part in parts)
+    pieces = [os.urandom(512)] * count
+    if apart >= 5:
+        packed = zlib.compress(b"\7" * grain * 512, 9)
+        markers = (struct.pack("<QI", number * grain, len(packed)) for number in range(count))
+        pieces = [(marker + packed).ljust(apart * 512, b"\0") for marker in markers]
+    path.write_bytes(head + entries.ljust(2048 * tables, b"\0") + b"".join(pieces))
+    return path
+
+
 _ALIKE: dict[str, Callable[[Path], Path]] = {
     "vdi": _vdi,
     "vhd": _vhd,
@@ -146,5 +199,8 @@ CLAIMS: list[tuple[str, Callable[[Path], Path], str]] = [
      lambda path: qcow2_of_one_compressed_cluster(path, packs=True), SAID),
     *((f"{kind} of one block", lambda path, kind=kind: of_one_block(path, kind), SAID)
       for kind in _ALIKE),
+    ("vmdk of close grains", vmdk_of_close_grains, SAID),
+    ("vmdk said to be compressed",
+     lambda path: patched(vmdk_of_close_grains(path, 5), 77, b"\0"), SAID),
 ]  # fmt: skip
 """Name, maker and a part of the refusal of each."""

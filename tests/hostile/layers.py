@@ -143,10 +143,10 @@ def commands_in_targets(tar: Archive) -> None:
 
 
 def longest_names(tar: Archive) -> None:
-    """A name and an attribute's name of 255 bytes, a target of 4,095, a path beyond 8 KiB."""
+    """A name and an attribute's name of 255 bytes, a target and a path of 4,095."""
     tar.add("odd/" + "n" * 255, data=b"x", xattrs={"user." + "x" * 250: b"value"})
     tar.add("odd/target", S, linkname="t/" * 2047 + "t")
-    tar.add("/".join(["deep" * 60] * 40).removeprefix("/"), data=b"x")
+    tar.add("/".join(["deep" * 63 + "abc"] * 16)[:4095], data=b"x")
 
 
 def not_utf8(tar: Archive) -> None:
@@ -268,6 +268,24 @@ CARRIED: tuple[Maker, ...] = (
 )
 
 
+def deep(tar: Archive, size: int = 400_000) -> None:
+    """A path of so many bytes: with all the directories above it, it takes their square."""
+    tar.add("d/" * (size // 2) + "f", data=b"x")
+
+
+def deep_paths(tar: Archive, count: int = 10) -> None:
+    """Paths as long as Linux takes them, each with 2,047 directories of its own above it."""
+    for number in range(count):
+        tar.add(f"{number:05}/" + "d/" * 2044 + "f")
+
+
+def short_attributes(tar: Archive, files: int = 10, each: int = 500) -> None:
+    """Files with many attributes that have next to no text, and take much memory all the same."""
+    xattrs = {f"user.{number:x}": b"" for number in range(each)}
+    for number in range(files):
+        tar.add(f"odd/{number}", xattrs=xattrs)
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -315,6 +333,8 @@ REFUSED: tuple[Refused, ...] = (
     Refused("dots inside", _member("odd/../../INJECTED"), "contains .."),
     Refused("absolute", _member("/INJECTED"), "begins with /"),
     Refused("name of 256 bytes", _member("odd/" + "n" * 256), "longer than 255"),
+    Refused("path of 4,096 bytes", _member("odd/" + "n/" * 2045 + "nn"), "longer than 4,095"),
+    Refused("path of 400 KiB", deep, "longer than 4,095"),
     Refused("NUL in a name", _file(pax((b"path", b"odd/a\0b"))), "NUL"),
     Refused("through a link", _several(_member("l", S, linkname="/"), _member("l/x")), "directory"),
     Refused("below a file", _several(_member("f"), _member("f/x")), "not a directory"),

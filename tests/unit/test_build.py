@@ -19,6 +19,7 @@ from poclab.model import Origin, Profile, Ref, Version
 from poclab.run import using
 from poclab.schema.image import ImageFile
 from poclab.store import Store
+from tests.hostile import labels
 from tests.support.dirpool import DirectoryPool
 from tests.support.fake_podman import FakePodman
 
@@ -133,6 +134,27 @@ def test_a_version_is_built(world: World) -> None:
     assert notes[0] == "disk builder: fake (of the tests)"
     assert notes[-1].startswith("built web:v1, ")
     assert not list(world.pool.root.glob("staging.*"))
+
+
+@pytest.mark.parametrize("make", [labels.many, labels.long, labels.odd])
+def test_labels_of_a_stranger_never_make_a_version_that_cannot_be_read(
+    world: World, make: Callable[[], dict[str, str]]
+) -> None:
+    """A manifest that poclab cannot read back would stop `gc`."""
+    given = make()
+    world.podman.add("localhost/poclab/web:v1", given)
+    notes: list[str] = []
+    with events.listening(lambda e: notes.append(e.text) if e.kind == "note" else None):
+        version = world.build()
+    assert world.store.get(REF) == world.store.find(REF)
+    assert not world.store.holds_all()
+    kept = {key: text for key, text in version.labels.items() if key.startswith("org.")}
+    assert kept["org.opencontainers.image.title"] == "Web"
+    assert len(kept) == min(len(given), build.LABELS)
+    assert all(len(text) <= build.LABEL_LENGTH for pair in kept.items() for text in pair)
+    dropped = len(given) - len(kept)
+    said = [note for note in notes if "label" in note]
+    assert said == ([] if not dropped else [next(n for n in notes if f"{dropped:,} labels" in n)])
 
 
 @pytest.mark.parametrize("tag", ["", "-rf", "a/b", "x" * 129])

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poclab import manifest, marks, parked, shapes, warmstate
+from poclab.errors import PoclabError
 from poclab.manifest import MalformedError, seal
 from poclab.marks import Mark, Marked, Pending
 from poclab.model import Deployment, Forward, Frozen, Origin, Ready, Ref
@@ -23,7 +24,7 @@ from poclab.parked import NEVER, Parked
 from poclab.virt import metadata
 from poclab.volumes import Kind, VolumeName, find
 from poclab.warmstate import WarmState
-from tests.hostile import records
+from tests.hostile import labels, records
 from tests.support import make, strategies
 
 SYSTEM = "overlay.acme.vm1.00000001.qcow2"
@@ -330,6 +331,33 @@ def test_an_older_manifest_with_raw_text_still_counts() -> None:
     raw["origin"]["source"] = raw["labels"]["message"] = "\x1b[31mcaf\udce9\n"
     found = manifest.decode(seal(raw))
     assert found.origin.source == found.labels["message"] == "\x1b[31mcaf\udce9\n"
+
+
+def test_an_older_manifest_with_an_image_s_labels_as_they_were_still_counts() -> None:
+    """Older versions of poclab kept all labels of a container image, and an empty user."""
+    for given_ in (labels.many(), labels.long(), labels.odd()):
+        raw = body("version") | {"labels": given_, "user": ""}
+        found = manifest.decode(seal(raw))
+        assert (found.labels, found.user) == (given_, "root")
+        if given_ != labels.long():  # `image tag` and `image protect` write it anew
+            assert manifest.decode(manifest.encode(found)).digest == found.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"user": "-oProxyCommand=x"}, "user"),
+        ({"user": "x" * 300}, "user: expected at most 256"),
+        ({"labels": {f"{n}": "\N{PILE OF POO}" * 4096 for n in range(100)}}, "more than 4,194,304"),
+        ({"labels": {"k" * 4096 + str(n): "" for n in range(2)}, "size": -1}, "size"),
+        ({"parents": (VERSION.digest,) * 1001}, "parents: expected at most 1000"),
+    ],
+)
+def test_nothing_is_written_that_its_own_reader_refuses(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(PoclabError, match="cannot record shop:v1") as raised:
+        manifest.encode(replace(VERSION, **change))
+    assert why in raised.value.why
+    assert raised.value.fix
 
 
 # --- shapes -----------------------------------------------------------------------------------

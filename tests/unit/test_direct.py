@@ -26,6 +26,7 @@ from poclab.digest import file_digest
 from poclab.errors import PoclabError, UsageError
 from poclab.run import Runner, using
 from poclab.units import MIB
+from tests.hostile import layers
 from tests.support import oddtree
 
 # --- kernels ----------------------------------------------------------------------------
@@ -169,6 +170,30 @@ def test_more_files_than_memory_holds_are_refused(
     monkeypatch.undo()
     monkeypatch.setattr(tarwalk, "MAX_TEXT", 9)
     with pytest.raises(PoclabError, match="too long names"):
+        rootfs.listing(tar)
+
+
+@pytest.mark.parametrize(
+    ("maker", "limit", "most", "why"),
+    [
+        (layers.deep_paths, "MAX_MEMBERS", 20_000, "more than 20,000 files"),
+        (layers.deep_paths, "MAX_TEXT", 5 * MIB, "too long names"),
+        (layers.short_attributes, "MAX_TEXT", 500_000, "too long names and attributes"),
+    ],
+)
+def test_what_an_archive_only_implies_counts_as_well(
+    maker: layers.Maker,
+    limit: str,
+    most: int,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Directories that are only parts of paths, and the memory of attributes without text."""
+    tar = layers.write(tmp_path / "t.tar", maker)
+    assert rootfs.listing(tar)
+    monkeypatch.setattr(tarwalk, limit, most)
+    with pytest.raises(PoclabError, match=why):
         rootfs.listing(tar)
 
 

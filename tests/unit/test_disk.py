@@ -19,6 +19,7 @@ from poclab.formats.qcow2 import is_written
 from poclab.inspection import inspect_file
 from poclab.qcow2_header import backing_file, virtual_size
 from poclab.units import GIB, MIB, TIB
+from tests.hostile import disks as hostile
 
 
 def qemu_img(*argv: str | Path) -> None:
@@ -340,6 +341,13 @@ def test_check_finds_damage(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(PoclabError, match="damaged"):
         disk.check(path)
+
+
+def test_a_check_that_prints_without_end_finds_damage(tmp_path: Path) -> None:
+    path = hostile.qcow2_of_endless_errors(tmp_path / "a.qcow2")
+    with pytest.raises(PoclabError, match="is damaged") as error:
+        disk.check(path)
+    assert error.value.why.startswith("qemu-img check printed more than")
 
 
 def test_what_cannot_be_checked_is_not_called_damaged(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from poclab.errors import PoclabError
 from poclab.formats import DiskInfo, opened
 from poclab.inspection import inspect_file
 from poclab.qcow2_header import virtual_size
-from poclab.units import GIB, MIB, TIB
+from poclab.units import GIB, KIB, MIB, TIB
 from tests.hostile import disks as hostile
 from tests.support import disks
 from tests.support.disks import descriptor_patched, footed, made, patched, qemu_img, raw
@@ -353,6 +353,25 @@ def test_more_data_than_the_file_holds_is_refused_in_seconds(
     with pytest.raises(PoclabError, match=expected):
         inspect_file(path)
     assert time.monotonic() - began < 5
+
+
+def test_grains_that_are_packed_as_well_as_can_be_are_taken(tmp_path: Path) -> None:
+    path = hostile.vmdk_of_close_grains(tmp_path / "good.vmdk", apart=5, count=32)
+    found = inspect_file(path)
+    assert (found.format, found.virtual_size, found.data) == ("vmdk", 64 * MIB, 64 * MIB)
+    copy(path, found, tmp_path / "copy.qcow2")
+    qemu_img("compare", path, tmp_path / "copy.qcow2")
+
+
+@pytest.mark.parametrize("size", [2048, 600 * KIB, 3 * MIB])
+@pytest.mark.parametrize("begin", [b"x", b"#!/bin/sh\n", b"# Disk DescriptorFile\n"])
+def test_what_an_inspector_fails_on_is_refused(begin: bytes, size: int, tmp_path: Path) -> None:
+    path = hostile.text_then_binary(tmp_path / "a.img", begin, size)
+    for expected in (None, "raw", "vmdk"):
+        with pytest.raises(PoclabError, match="not a disk poclab takes") as error:
+            inspect_file(path, expected)
+        assert "cannot be judged" in error.value.why
+        assert error.value.fix
 
 
 def test_a_copy_does_not_become_larger_than_the_disk_allows(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "sparse",
         "packing",
         "packages",
+        "rpmdb",
         "spool",
         "ova",
         "tarwalk",
@@ -89,7 +90,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "print": ("cli", "output"),
     # What reads strangers' archives and databases, or runs C code, has one place each.
     "tarfile": ("bootcguest",),
-    "sqlite3": ("packages",),
+    "sqlite3": ("rpmdb",),
     "ctypes": ("builders",),
 }
 LONGEST = 500

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import sqlite3
-import struct
 import tarfile
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poclab import packages
 from poclab.errors import PoclabError
-from poclab.packages import Tree, dpkg, read_tree, rpm, rpm_header
+from poclab.packages import Tree, dpkg, read_tree
+from tests.hostile import rpmdbs
+from tests.hostile.rpmdbs import database, header
 
 words = st.from_regex(r"[a-z0-9][a-z0-9+.-]{1,8}", fullmatch=True)
 
@@ -39,58 +39,6 @@ def test_dpkg_of_two_architectures_and_of_a_piece_without_a_status() -> None:
     other = stanza("libc6", "1").replace("amd64", "i386")
     assert dpkg(f"{stanza('libc6', '2')}\n{other}") == {"libc6": "2", "libc6:i386": "1"}
     assert dpkg("Package: base\nVersion: 13\n") == {"base": "13"}
-
-
-def header(**values: str | int) -> bytes:
-    """A header as rpm keeps it (rpm, docs/manual/format_header.md), other tags between."""
-    tags = {"name": 1000, "version": 1001, "release": 1002, "epoch": 1003, "arch": 1022}
-    entries, data = [(63, 7, 0, 16), (1004, 9, 16, 1)], bytearray(b"\0" * 16 + b"summary\0")
-    for key, value in values.items():
-        data += bytes(-len(data) % 4)
-        entries.append((tags[key], 6 if isinstance(value, str) else 4, len(data), 1))
-        data += value.encode() + b"\0" if isinstance(value, str) else struct.pack(">I", value)
-    index = b"".join(struct.pack(">IIII", *entry) for entry in entries)
-    return struct.pack(">II", len(entries), len(data)) + index + bytes(data)
-
-
-@given(words, words, words, words, st.none() | st.integers(0, 2**32 - 1))
-def test_rpm_headers(name: str, version: str, release: str, arch: str, epoch: int | None) -> None:
-    found = header(name=name, version=version, release=release, arch=arch)
-    assert rpm_header(found) == (name, f"{version}-{release}.{arch}")
-    if epoch is not None:
-        found = header(name=name, epoch=epoch, version=version, release=release)
-        assert rpm_header(found) == (name, f"{epoch}:{version}-{release}")
-
-
-@given(st.binary(max_size=100))
-def test_what_is_no_header_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r".+"):
-        rpm_header(data)
-
-
-@given(st.integers(0, 200), st.binary(max_size=3))
-def test_a_header_that_is_cut_short_is_refused_or_whole(cut: int, tail: bytes) -> None:
-    whole = header(name="a", version="1", release="2")
-    try:
-        assert rpm_header(whole[:cut] + tail) is not None
-    except ValueError:
-        assert cut < len(whole)
-
-
-def database(path: Path, *headers: bytes) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("CREATE TABLE Packages (hnum INTEGER PRIMARY KEY, blob BLOB NOT NULL)")
-        for found in headers:
-            connection.execute("INSERT INTO Packages (blob) VALUES (?)", (found,))
-
-
-def test_an_rpm_database(tmp_path: Path) -> None:
-    kernels = [header(name="kernel", version=v, release="1", arch="x86_64") for v in ("7", "6")]
-    database(tmp_path / "rpmdb.sqlite", *kernels, header(name="bash", version="5", release="3"))
-    assert rpm(tmp_path) == {"kernel": "6-1.x86_64 7-1.x86_64", "bash": "5-3"}
-    (tmp_path / "rpmdb.sqlite").write_bytes(b"SQLite format 3\0" + bytes(100))
-    with pytest.raises(PoclabError, match="rpm database cannot be read"):
-        rpm(tmp_path)
 
 
 def tree(files: Mapping[str, bytes], *more: tarfile.TarInfo, cut: int = 0) -> Tree:
@@ -141,28 +89,35 @@ def test_why_packages_are_not_known() -> None:
     assert "before rpm 4.16" in tree({"var/lib/rpm/Packages": b"x", "a": b""}).note
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        "CREATE VIEW Packages AS WITH RECURSIVE n(blob) AS "
-        "(SELECT 1 UNION ALL SELECT blob + 1 FROM n) SELECT blob FROM n",
-        "CREATE VIRTUAL TABLE Packages USING fts3(blob)",
-        "CREATE TABLE other (blob)",
-    ],
-)
-def test_an_rpm_database_that_is_a_program_is_not_run(schema: str, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "rpmdb.sqlite")) as connection, connection:
-        connection.execute(schema)
-    with pytest.raises(PoclabError, match="Packages is not a table"):
-        rpm(tmp_path)
+@pytest.mark.parametrize("name", rpmdbs.REFUSED)
+def test_a_hostile_rpm_database_leaves_packages_unknown(name: str, tmp_path: Path) -> None:
+    rpmdbs.REFUSED[name].make(tmp_path / "db")
+    data = (tmp_path / "db").read_bytes()
+    found = tree({"usr/share/rpm/rpmdb.sqlite": data, "etc/hostname": b"x"})
+    assert not found.packages
+    assert found.note.startswith("its rpm database cannot be read: ")
+    assert rpmdbs.REFUSED[name].why in found.note
+    assert set(found.files) == {"usr/share/rpm/rpmdb.sqlite", "etc/hostname"}
 
 
-def test_a_computed_column_is_bounded(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "rpmdb.sqlite")) as connection, connection:
-        connection.execute("CREATE TABLE Packages (x, blob AS (hex(zeroblob(x))))")
-        connection.execute("INSERT INTO Packages (x) VALUES (40000000)")
-    with pytest.raises(PoclabError, match="too big"):
-        rpm(tmp_path)
+def test_a_log_beside_an_rpm_database_is_never_mixed_in(tmp_path: Path) -> None:
+    closed, log = rpmdbs.with_log(tmp_path)
+    rpm = "usr/lib/sysimage/rpm/rpmdb.sqlite"
+    for order in ((rpm, f"{rpm}-wal"), (f"{rpm}-wal", rpm)):
+        files = {rpm: closed, f"{rpm}-wal": log, f"{rpm}-shm": b"x" * 32768}
+        found = tree({name: files[name] for name in (*order, f"{rpm}-shm")})
+        assert not found.packages
+        assert "it was not closed" in found.note
+    # rpm leaves an empty one.
+    found = tree({rpm: closed, f"{rpm}-wal": b"", f"{rpm}-shm": bytes(32768)})
+    assert (found.packages, found.note) == ({"bash": "5-3"}, "")
+
+
+def test_an_rpm_database_too_large_to_be_copied_leaves_packages_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packages, "_RPM_MOST", 10)
+    assert "it has more than" in tree({"usr/share/rpm/rpmdb.sqlite": b"x" * 11}).note
 
 
 def test_blanks_in_a_status_file_cost_no_time() -> None:

@@ -9,11 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from poclab import disk, qemuimg, room
+from poclab import container, disk, qemuimg, room
+from poclab.builders import rootfs
+from poclab.builders.base import BuildRequest
+from poclab.builders.direct import Direct
+from poclab.container import ImageInfo
 from poclab.errors import PoclabError
 from poclab.room import Room
 from poclab.units import GIB, MIB, TIB
 from poclab.virt.streampool import StreamPool
+from tests.support import oddtree
 from tests.support.disks import raw
 
 NO_ROOM = "there is no room for 'a[.]img'"
@@ -78,6 +83,64 @@ def test_a_conversion_ends_when_somebody_else_fills_the_disk(
     with pytest.raises(PoclabError, match=NO_ROOM):
         qemuimg.convert(["-f", "raw", str(source)], tmp_path / "b.qcow2", "'a.img'")
     assert [path.name for path in tmp_path.iterdir()] == ["a.img"]
+
+
+# --- the direct builder ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_build_begins_below_the_reserve(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What helps depends on where the work directory is: in the pool, or in the cache."""
+    if cached:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    work = tmp_path / "poclab/staging/tmp.1"
+    work.mkdir(parents=True)
+    image = ImageInfo("0" * 64, "odd", size=200 * MIB)
+    monkeypatch.setattr(container, "inspect", lambda _image: image)
+    free(monkeypatch, GIB + 500 * MIB)
+    with pytest.raises(PoclabError, match="no room for the build, which takes about 756 MiB") as e:
+        Direct().build(BuildRequest("odd", image.id, work, work / "log"))
+    assert f"{work.parent} has 1.5 GiB free, 1 GiB of it reserved" in e.value.why
+    assert ("XDG_CACHE_HOME" in e.value.fix, "poclab gc" in e.value.fix) == (cached, not cached)
+    assert list(work.iterdir()) == []
+
+
+def test_an_export_ends_when_it_fills_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows before how large it becomes: a sparse file of an image has no holes in it."""
+    programs, work = tmp_path / "bin", tmp_path / "work"
+    programs.mkdir()
+    work.mkdir()
+    podman = programs / "podman"
+    podman.write_text('#!/bin/sh\nif [ "$1" = export ]; then exec tail -f /dev/null; fi\n')
+    podman.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    free(monkeypatch, 50 * GIB, 50 * GIB, GIB - 1)
+    with pytest.raises(PoclabError, match="no room for the container image's files"):
+        container.export("0" * 64, work / "image.tar")
+    free(monkeypatch, GIB)
+    with pytest.raises(PoclabError, match="no room for the container image's files"):
+        container.export("0" * 64, work / "image.tar")
+
+
+def test_the_files_of_an_image_leave_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = oddtree.write(tmp_path / "t.tar")
+    work = tmp_path / "work"
+    work.mkdir()
+    tree = rootfs.Tree(tar, rootfs.listing(tar))
+    (work / "disk").touch()
+    os.truncate(work / "disk", 32 * MIB)
+    given = {"offset": 0, "size": 32 * MIB, "epoch": 1}
+    uuid = "11111111-2222-3333-4444-555555555555"
+    rootfs.make_ext4(work, "disk", uuid=uuid, files=1000, **given)
+    free(monkeypatch, GIB - 1)
+    with pytest.raises(PoclabError, match="no room for the image's files"):
+        rootfs.fill(work, "disk", tree, **given)
 
 
 def test_a_pool_behind_libvirt_keeps_its_reserve_too() -> None:

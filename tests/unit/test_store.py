@@ -66,6 +66,16 @@ def remove(store: Store, ref: Ref, *used: str) -> bool:
         return store.remove(ref, frozenset(used))
 
 
+def test_a_version_that_could_not_be_read_back_is_refused_before_anything_is_there(
+    store: Store, pool: DirectoryPool
+) -> None:
+    with pytest.raises(PoclabError, match="cannot record shop:v1"):
+        publish(store, V1, user="x" * 300)
+    assert list(pool.root.iterdir()) == []
+    version = publish(store, V1)
+    assert store.versions() == [version]
+
+
 # --- manifests ----------------------------------------------------------------------------
 
 

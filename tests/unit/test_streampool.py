@@ -10,6 +10,7 @@ import libvirt
 import pytest
 
 from poclab.errors import PoclabError
+from poclab.virt import streampool
 from poclab.virt.streampool import StreamPool
 
 NAME = f"base.{'0' * 64}.qcow2"
@@ -51,6 +52,17 @@ def test_a_disk_is_digested_piece_by_piece() -> None:
     found = pool(stream).digest(NAME, "sha256")
     assert found == f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
     assert stream.ended == "finish"
+
+
+def test_a_volume_too_large_to_be_read_whole_is_not_read_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first part of a manifest would count as cut short, and so as garbage."""
+    monkeypatch.setattr(streampool, "SMALL", len(CONTENT) - 1)
+    with pytest.raises(PoclabError, match="larger than a manifest can be"):
+        pool(Stream()).read(NAME)
+    monkeypatch.setattr(streampool, "SMALL", len(CONTENT))
+    assert pool(Stream()).read(NAME) == CONTENT
 
 
 @pytest.mark.parametrize("read", ["digest", "read"])

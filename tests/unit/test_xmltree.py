@@ -52,5 +52,21 @@ def test_depth_is_bounded() -> None:
             xmltree.parse("<a>" * depth + "</a>" * depth)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<a>" + "<b/>" * 400_000 + "</a>",
+        "<a " + " ".join(f'a{n:x}=""' for n in range(700_000)) + "/>",
+    ],
+)
+def test_many_small_parts_are_weighed_before_they_take_memory(text: str) -> None:
+    with pytest.raises(ValueError, match="too many elements and attributes"):
+        xmltree.parse(text)
+
+
+def test_a_long_text_weighs_next_to_nothing() -> None:
+    assert xmltree.parse(f"<a b='{'x' * 2**24}'/>").tag == "a"
+
+
 def test_what_is_nested_beside_each_other_is_not_deep() -> None:
     assert len(xmltree.parse(f"<a>{'<b/>' * 10_000}</a>")) == 10_000
