@@ -10,6 +10,8 @@ import libvirt
 import pytest
 
 from poclab.errors import PoclabError
+from poclab.virt import pool as pool_module
+from poclab.virt import streampool
 from poclab.virt.streampool import StreamPool
 
 NAME = f"base.{'0' * 64}.qcow2"
@@ -21,13 +23,14 @@ class Stream:
 
     def __init__(self, breaks: int | None = None) -> None:
         self.at = 0
+        self.content = b""
         self.breaks = breaks
         self.ended = ""
 
     def recv(self, _most: int) -> bytes:
         if self.breaks is not None and self.at >= self.breaks:
             raise libvirt.libvirtError("the disk cannot be read")
-        piece = CONTENT[self.at : self.at + 700]
+        piece = self.content[self.at : self.at + 700]
         self.at += len(piece)
         return piece
 
@@ -39,7 +42,10 @@ class Stream:
 
 
 def pool(stream: Stream) -> StreamPool:
-    volume = SimpleNamespace(download=lambda *_: 0)
+    def download(_stream: Stream, _offset: int, length: int, _flags: int) -> None:
+        stream.content = CONTENT[: length or None]
+
+    volume = SimpleNamespace(download=download)
     found = SimpleNamespace(refresh=lambda _: 0, storageVolLookupByName=lambda _: volume)
     uri = "qemu:///system"
     conn = SimpleNamespace(newStream=lambda _: stream, getURI=lambda: uri)
@@ -60,3 +66,16 @@ def test_a_stream_that_breaks_is_ended(read: str) -> None:
     with pytest.raises(PoclabError, match="cannot be read"):
         getattr(pool(stream), read)(*args)
     assert stream.ended == "abort"
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(len(CONTENT), True), (len(CONTENT) - 1, False)])
+def test_a_manifest_is_read_whole_or_not_at_all(
+    limit: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (streampool, pool_module):
+        monkeypatch.setattr(module, "SMALL", limit)
+    if fits:
+        assert pool(Stream()).read(NAME) == CONTENT
+    else:
+        with pytest.raises(PoclabError, match="is larger than a manifest can be"):
+            pool(Stream()).read(NAME)
