@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import config, events, files
+from poclab import config, events, files, hints
 from poclab.errors import PoclabError
 
 SHARED = Path("/run/poclab")
@@ -119,7 +119,11 @@ def private() -> Iterator[LockDirectory]:
                 path, f"it belongs to {config.account_name(found.st_uid)}", f"remove {path}"
             )
         if found.st_mode & 0o022:
-            raise unusable(path, "other users may write to it", f"run `chmod 700 {path}`")
+            raise unusable(
+                path,
+                "other users may write to it",
+                f"run `{hints.command('chmod', '700', str(path))}`",
+            )
         yield LockDirectory(fd, path, 0o600)
     finally:
         os.close(fd)
@@ -267,9 +271,8 @@ def _closed() -> PoclabError:
     if group is not None and group in (os.getegid(), *os.getgroups()):
         fix = f"run `{REPAIR}`"
     else:
-        fix = (
-            f"join group {GROUP} (`sudo usermod -aG {GROUP} {config.user_name()}`) and log in again"
-        )
+        join = hints.command("sudo", "usermod", "-aG", GROUP, config.user_name())
+        fix = f"join group {GROUP} (`{join}`) and log in again"
     why = f"only root and members of group {GROUP} may lock the labs of qemu:///system"
     return PoclabError(f"cannot open lock directory {SHARED}: permission denied", why=why, fix=fix)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-_CELL = 1000  # characters of a table's cell
+_HELP = 64_000  # characters: commands to be pasted, which must not be cut
 
 
 class Format(StrEnum):
@@ -40,11 +40,13 @@ class Column:
         title: its heading.
         key: the field of the row.
         show: from the field's value to its text.
+        limit: characters of a cell; what is longer is cut.
     """
 
     title: str
     key: str
     show: Callable[[Any], str] = str
+    limit: int = 1000
 
 
 def short_digest(digest: str) -> str:
@@ -134,7 +136,7 @@ PARKED = (
     Column("EXPIRES", "expires"),
     Column("BY", "by"),
 )
-CHECKS = (Column("CHECK", "check"), Column("RESULT", "result"), Column("HELP", "help"))
+CHECKS = (Column("CHECK", "check"), Column("RESULT", "result"), Column("HELP", "help", limit=_HELP))
 ACTIONS = (
     Column("ACTION", "action"),
     Column("TARGET", "target"),
@@ -169,14 +171,14 @@ def listing(
         say(yaml.safe_dump([asdict(row) for row in rows], sort_keys=False).rstrip())
     elif form is Format.NAME:
         for row in rows:
-            say(plain(name(row), _CELL))
+            say(plain(name(row), 1000))
     elif rows:
         from tabulate import tabulate
 
         # Names, labels and messages come from files, images and guests: JSON has them as they are,
         # a terminal gets what it can show.
         table = [
-            [plain(column.show(getattr(row, column.key)), _CELL) for column in columns]
+            [plain(column.show(getattr(row, column.key)), column.limit) for column in columns]
             for row in rows
         ]
         titles = [column.title for column in columns]

@@ -17,7 +17,7 @@ from pathlib import Path
 from shlex import join
 from typing import IO, NoReturn
 
-from poclab import events, rlimits
+from poclab import events, hints, rlimits
 from poclab.beside import repeating
 from poclab.capture import Drain, Lines, Log, TimeIsUp, taken
 from poclab.errors import PoclabError
@@ -74,10 +74,11 @@ class TooMuchOutput(PoclabError):
     """A command printed more than it may, and was ended."""
 
     def __init__(self, argv: Sequence[str], most: int) -> None:
+        again = hints.command(*argv, otherwise="`poclab -v` shows the command")
         super().__init__(
             f"{argv[0]} printed more than {format_size(most)}",
             why="poclab expects far less, and ended it",
-            fix=f"see what it prints: {join(argv)[:300]}",
+            fix=f"see what it prints: {again}",
         )
 
 

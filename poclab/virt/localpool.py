@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import libvirt
 
-from poclab import events, volumes
+from poclab import events, hints, volumes
 from poclab.disk import create_empty, create_overlay, resize
 from poclab.errors import PoclabError
 from poclab.files import sync
@@ -68,7 +68,7 @@ class LocalPool(Moves):
             raise PoclabError(
                 f"volume {name} is a link to another file",
                 why="poclab makes no links, and reads and writes through none",
-                fix=f"remove it: rm {path}",
+                fix=f"remove it: {hints.command('rm', str(path))}",
             )
         return path
 
@@ -101,7 +101,7 @@ class LocalPool(Moves):
                     raise PoclabError(
                         f"volume {name} cannot be read",
                         why="it is not a regular file",
-                        fix=f"look at what it is: ls -ld {self._file(name)}",
+                        fix=f"look at what it is: {hints.command('ls', '-ld', self.path(name))}",
                     )
                 yield file
         except FileNotFoundError as error:

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "room",
         "capture",
         "groups",
+        "hints",
         "programs",
         "rlimits",
         "run",
