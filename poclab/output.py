@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -234,20 +235,39 @@ def typed(question: str) -> str:
 
 
 class Reporter:
-    """Turns events into lines or, on a terminal, a progress bar."""
+    """Turns events into lines or, on a terminal, a progress bar; from any thread, one at a time."""
 
     def __init__(self, *, verbose: bool = False, quiet: bool = False) -> None:
         self._verbose = verbose
         self._quiet = quiet
         self._err: TextIO = sys.stderr
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not verbose
+        self._lock = threading.RLock()  # `_progress` closes the bar as `close` does
         self._bar: tuple[Progress, TaskID] | None = None
+        self._ended = False
         self._timed = False
         self._last = ("", 0.0)
         self._began = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         """Listen to one event."""
+        with self._lock:
+            self._report(event)
+
+    def close(self) -> None:
+        """Take the progress bar away; the next event of progress opens another."""
+        with self._lock:
+            if self._bar:
+                self._bar[0].stop()
+                self._bar = None
+
+    def end(self) -> None:
+        """Take the progress bar away for good: what threads still tell opens none."""
+        with self._lock:
+            self._ended = True
+            self.close()
+
+    def _report(self, event: Event) -> None:
         if event.kind == "warning":
             self._line(f"warning: {event.text}")
         elif event.kind == "note" and not self._quiet:
@@ -258,12 +278,6 @@ class Reporter:
             details = " ".join(f"{key}={value}" for key, value in event.data.items())
             stamp = time.monotonic() - self._began
             self._line(f"[{stamp:8.3f}] {event.kind}: {event.text} {details}".rstrip())
-
-    def close(self) -> None:
-        """Take the progress bar away."""
-        if self._bar:
-            self._bar[0].stop()
-            self._bar = None
 
     def _line(self, text: str) -> None:
         text = _lines(text)
@@ -279,6 +293,8 @@ class Reporter:
         if event.data.get("bytes"):
             estimate = " of ".join(format_size(int(value)) for value in (done, total) if value)
         if self._terminal:
+            if self._ended:
+                return
             if self._timed != (elapsed is not None):
                 self.close()  # another piece of work: the time begins anew
                 self._timed = elapsed is not None

@@ -84,7 +84,7 @@ def set_options(given: Options) -> None:
     global _options, _reporter
     _options = given
     if _reporter is not None:
-        _reporter.close()
+        _reporter.end()
     _reporter = output.Reporter(verbose=given.verbose, quiet=given.quiet)
 
 
@@ -101,7 +101,7 @@ def reporting() -> Iterator[None]:
             yield
         finally:
             if _reporter is not None:
-                _reporter.close()
+                _reporter.end()
 
 
 @contextmanager
