@@ -126,7 +126,7 @@ def test_a_long_command_is_not_cut() -> None:
 
 
 # What has words to quote for other reasons: the log, commands of guests, a kickstart.
-QUOTING = {"hints.py", "run.py", "ssh.py", "bootcguest.py", "builders/installer.py"}
+QUOTING = {"hints.py", "run.py", "outcomes.py", "ssh.py", "bootcguest.py", "builders/installer.py"}
 # A command in a message with something put into it by hand.
 BY_HAND = re.compile(
     r"(?<!image )\b(virsh|rm|ls|chmod|chown|usermod|umount|swapoff|sudo)\b[^`;:]* \0"

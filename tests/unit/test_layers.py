@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "capture",
         "groups",
         "hints",
+        "outcomes",
         "programs",
         "rlimits",
         "run",
