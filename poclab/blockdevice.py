@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import BinaryIO
 
-from poclab import events
+from poclab import events, hints
 from poclab.errors import PoclabError, UsageError
 from poclab.names import plain
 from poclab.units import MIB, format_size
@@ -191,10 +190,16 @@ def _check_unused(node: Path, directory: Path, roots: Roots) -> None:
     numbers = {_text(part / "dev") for part in (directory, *parts)} - {""}
     for number, source, target in _mounts(roots.mountinfo):
         if number in numbers or source in names:
-            raise _refused(node, f"{source} is mounted on {target}", f"sudo umount {quote(target)}")
+            raise _refused(
+                node, f"{source} is mounted on {target}", hints.command("sudo", "umount", target)
+            )
     for line in _lines(roots.swaps)[1:]:
         if line.split()[:1] and line.split()[0] in names:
-            raise _refused(node, f"{line.split()[0]} is swap", f"sudo swapoff {line.split()[0]}")
+            raise _refused(
+                node,
+                f"{line.split()[0]} is swap",
+                hints.command("sudo", "swapoff", line.split()[0]),
+            )
 
 
 def _mounts(path: Path) -> Iterator[tuple[str, str, str]]:

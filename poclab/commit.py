@@ -13,7 +13,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import chain, disk, events, livecommit, lock, readiness, warm
+from poclab import chain, disk, events, hints, livecommit, lock, readiness, warm
 from poclab.errors import PoclabError
 from poclab.find import find_vm
 from poclab.images import collect
@@ -198,7 +198,7 @@ class _Work:
             raise PoclabError(
                 f"{record.path} was saved to a file while it ran",
                 why="its disk lacks what is still in its memory",
-                fix=f"start it, so that it goes on: virsh start {record.domain}",
+                fix="start it, so that it goes on: " + hints.virsh("start", names=[record.domain]),
             )
         if live:
             quiesce = self._wish.quiesce

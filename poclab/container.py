@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from poclab import events, room
+from poclab import events, hints, room
 from poclab.errors import PoclabError
 from poclab.names import shown
 from poclab.run import CommandFailed, Result, runner
@@ -320,7 +320,8 @@ def copy_to_root(image_id: str, name: str, workdir: Path) -> None:
         if not exists(image_id, root=True):
             raise PoclabError(
                 "the image got another ID in root's container storage",
-                fix=f"build it as root: sudo podman build ..., or: sudo podman pull {name}",
+                fix="build it as root: sudo podman build ..., or: "
+                + hints.command("sudo", "podman", "pull", name),
             )
     _run([*podman(root=True), "tag", image_id, name])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from poclab import events, volumes
+from poclab import events, hints, volumes
 from poclab.manifest import manifest_volume
 from poclab.marks import Marks, mark_volume
 from poclab.names import plain, shown
@@ -70,11 +70,12 @@ def domains(host: Host) -> Iterator[Damaged]:
     """Domains whose metadata is poclab's and cannot be understood."""
     ours = {vm.record.domain for vm in host.vms()}
     for name, why in host.damaged_domains.items():
-        again = f"virsh -c {host.uri} undefine --nvram {_word(name)}"
+        instead = _by_uuid(host, "list")
+        again = hints.virsh("undefine", "--nvram", names=[name], uri=host.uri, otherwise=instead)
         fix = f"put its metadata back, or remove the domain: {again}"
         if name in ours:  # what runs says something else than what is defined
             fix = "shut it down and start it again: its next start writes that anew"
-        yield Damaged(f"domain {_word(name)}", why, fix)
+        yield Damaged(f"domain {_named(name)}", why, fix)
 
 
 def domains_of(labs: Collection[str]) -> Callable[[Host], Iterator[Damaged]]:
@@ -93,9 +94,13 @@ def networks(host: Host) -> Iterator[Damaged]:
     """Networks whose metadata is poclab's and cannot be understood."""
     host.networks()
     for name, why in host.damaged_networks.items():
-        virsh, word = f"virsh -c {host.uri}", _word(name)
-        fix = f"remove it: {virsh} net-destroy {word}; {virsh} net-undefine {word}"
-        yield Damaged(f"network {word}", why, fix)
+        instead = _by_uuid(host, "net-list")
+        first, second = (
+            hints.virsh(word, names=[name], uri=host.uri, otherwise=instead)
+            for word in ("net-destroy", "net-undefine")
+        )
+        fix = f"remove it: {first}" + (f"; {second}" if second != first else "")
+        yield Damaged(f"network {_named(name)}", why, fix)
 
 
 def versions(host: Host) -> Iterator[Damaged]:
@@ -134,8 +139,11 @@ def moves(host: Host) -> Iterator[Damaged]:
         yield Damaged(name, why, f"remove it: {volumes.removal(name, host.uri)}")
 
 
-def _word(name: str) -> str:
-    """A name that poclab did not give, as a word of a command."""
-    return (
-        name if name.isascii() and name.replace(".", "").replace("-", "").isalnum() else shown(name)
-    )
+def _named(name: str) -> str:
+    """A name that poclab did not give, as it may be printed."""
+    return name if hints.command(name) == name else shown(name)
+
+
+def _by_uuid(host: Host, listing: str) -> str:
+    found = hints.virsh(listing, "--all", "--uuid", "--name", names=[], uri=host.uri)
+    return f"use its UUID in place of its name, from {found}"

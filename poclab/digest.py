@@ -81,10 +81,7 @@ class Digester:
 
 
 def file_digest(path: Path, like: str = DISKS) -> str:
-    """The digest of a file's bytes, `ALGORITHM:HEX`.
-
-    Read in pieces: with progress, and without the bus error that a mapped file gives when it
-    shrinks.
+    """The digest of a file's bytes, `ALGORITHM:HEX`; see `open_digest`.
 
     Args:
         path: the file.
@@ -93,18 +90,34 @@ def file_digest(path: Path, like: str = DISKS) -> str:
     Raises:
         PoclabError: the file cannot be read.
     """
-    found = Digester(like)
     try:
         with path.open("rb", buffering=0) as file:
-            total = os.fstat(file.fileno()).st_size
-            for offset, piece in pieces(file.fileno()):
-                found.update(piece)
-                if offset % (64 * MIB) == 0:
-                    events.progress("digest", offset, total)
+            return open_digest(file.fileno(), like)
     except OSError as error:
         raise PoclabError(
             f"{shown(path.name, 200)} cannot be read", why=f"{error.strerror}"
         ) from error
+
+
+def open_digest(fd: int, like: str = DISKS) -> str:
+    """The digest of a file that is open.
+
+    Read in pieces: with progress, and without the bus error that a mapped file gives when it
+    shrinks.
+
+    Args:
+        fd: its descriptor; where it stands does not matter.
+        like: an algorithm, or a digest to compute another one like.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    found = Digester(like)
+    total = os.fstat(fd).st_size
+    for offset, piece in pieces(fd):
+        found.update(piece)
+        if offset % (64 * MIB) == 0:
+            events.progress("digest", offset, total)
     return str(found)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from poclab import hints
 from poclab.errors import PoclabError
 from poclab.marks import Marks
 from poclab.repair import REPAIRS, Repair
@@ -18,6 +19,7 @@ from poclab.virt.host import Host, connect
 # Firmware descriptors that libvirt chooses UEFI by (QEMU, docs/interop/firmware.json).
 _FIRMWARE = ("/usr/share/qemu/firmware", "/etc/qemu/firmware")
 _LITTLE_SPACE = 5 * GIB
+_LISTED = 20  # damaged records in one go
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,10 @@ def _records(host: Host) -> Check:
 
     found = find(host)
     if found:
-        return Check("records", "note", " | ".join(map(str, found)))
+        texts = [*map(str, found[:_LISTED])]
+        if len(found) > _LISTED:
+            texts.append(f"and {len(found) - _LISTED} more, once these are gone")
+        return Check("records", "note", " | ".join(texts))
     return Check("records", "ok", "none damaged")
 
 
@@ -167,5 +172,6 @@ def _subordinate_ids() -> Check:
         lines = []
     if any(line.split(":")[0] in (user, str(os.getuid())) for line in lines):
         return Check("rootless podman", "ok", "user IDs in /etc/subuid")
-    fix = f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+    ids = "100000-165535"
+    fix = hints.command("usermod", "--add-subuids", ids, "--add-subgids", ids, user)
     return Check("rootless podman", "note", fix)

@@ -34,10 +34,12 @@ def share_as_usual(path: Path) -> None:
 def write_configuration(path: Path, data: bytes) -> None:
     """Write a file of the system's configuration, whole or not at all, for everybody to read.
 
+    Directories that are missing are made, for everybody to enter.
+
     Raises:
         OSError: if it cannot be written.
     """
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _make_public(path.parent)
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -45,6 +47,27 @@ def write_configuration(path: Path, data: bytes) -> None:
         file.write(data)
         os.fchmod(fd, 0o644)  # as other configuration is: it holds no secret
     new.replace(path)
+
+
+def _make_public(directory: Path) -> None:
+    """Make a directory with its parents, mode 0755 whatever the umask is."""
+    if directory.is_dir():
+        return
+    _make_public(directory.parent)
+    # It has its mode as soon as it has its name, so that an interruption leaves no closed one.
+    new = directory.with_name(f".{directory.name}.new")
+    new.mkdir(exist_ok=True)
+    fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, 0o755)
+    finally:
+        os.close(fd)
+    try:
+        new.rename(directory)
+    except OSError:
+        if not directory.is_dir():  # another command was faster
+            raise
+        new.rmdir()
 
 
 def below(directory: Path, name: str) -> Path:

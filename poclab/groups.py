@@ -6,12 +6,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 from weakref import WeakSet
 
-from poclab import interrupts
+from poclab import events, hints, interrupts
 
 _AT_END = 1.0  # seconds for what threads run to end by itself, when this program does
 
@@ -40,6 +40,16 @@ def end_group(process: Process, patience: float = 10) -> None:
     """
     end_groups([process], patience)
 
+
+def _nobody(_signum: int, _target: int) -> bool:
+    return False
+
+
+as_root: Callable[[int, int], bool] = _nobody
+"""Sends a signal to another account's process, or group when negative; says whether it could.
+
+`run` puts sudo in, which it may start and this module may not.
+"""
 
 _living: WeakSet[Process] = WeakSet()  # those whose end was not seen yet
 _ending = False
@@ -73,8 +83,12 @@ def end_groups(processes: Iterable[Process], patience: float) -> None:
     left = [(process, _group(process)) for process in processes]
     try:
         for signum in (signal.SIGTERM, signal.SIGKILL):
-            for process, group in left:
-                _send(process, group, signum)
+            # What runs as another account (sudo and what it started) may be out of reach: to wait
+            # for that would be in vain.
+            denied = [item for item in left if not _send(*item, signum)]
+            for item in denied:
+                _give_up(*item)
+            left = [item for item in left if item not in denied]
             limit = time.monotonic() + patience
             while left and time.monotonic() < limit:
                 for process, _ in left:
@@ -96,9 +110,21 @@ def _group(process: Process) -> int | None:
     return process.pid  # it ended, and others of its group may not have
 
 
-def _send(process: Process, group: int | None, signum: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
+def _send(process: Process, group: int | None, signum: int) -> bool:
+    """Send a signal; say whether somebody got it, or nobody was left to get it."""
+    try:
         process.send_signal(signum) if group is None else os.killpg(group, signum)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # all that is left of it runs as another account
+        return as_root(signum, process.pid if group is None else -group)
+    return True
+
+
+def _give_up(process: Process, group: int | None) -> None:
+    target = str(process.pid if group is None else -group)
+    again = hints.command("sudo", "kill", "--", target)
+    events.warning(f"process {process.pid} runs as another user and goes on; to end it: {again}")
 
 
 def _lives(process: Process, group: int | None) -> bool:

@@ -15,7 +15,7 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from poclab import disk, events, probe, volumes
+from poclab import disk, events, hints, probe, volumes
 from poclab.chain import system_chain
 from poclab.errors import PoclabError
 from poclab.labhost import LabHost
@@ -65,7 +65,8 @@ def refuse_foreign_disk(lab: LabHost, vm: ObservedVm) -> None:
         return
     fix = f"start it anew from a version: poclab reset {vm.record.path}"
     if found is not None and own in found.chain and vm.active:
-        fix = f"virsh blockcommit {vm.record.domain} {found.target} --base {own} --active --pivot"
+        merge = ("blockcommit", vm.record.domain, found.target, "--base", own)
+        fix = hints.command("virsh", *merge, "--active", "--pivot")
     raise PoclabError(
         f"{vm.record.path} stands on {found.chain[0] if found else 'no disk of its own'}",
         why="somebody made a snapshot of it, or changed its definition",

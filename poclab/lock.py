@@ -125,7 +125,7 @@ def _canonical(uri: str) -> str:
 def _file_name(kind: str, name: str, uri: str) -> str:
     digest = sha256("\0".join((kind, name, _canonical(uri))).encode()).hexdigest()[:12]
     shown = re.sub(r"[^A-Za-z0-9.-]", "_", f"{kind}-{name}")[:_NAME_MAX]
-    return f"{shown}-{digest}.lock"
+    return f"{shown}-{digest}{lockdir.SUFFIX}"
 
 
 # --- the lock itself --------------------------------------------------------------------
@@ -259,7 +259,8 @@ def _holder(fd: int) -> str:
             return unknown
         doing, user = _plain(holder["doing"]), _plain(holder["user"])
         started = time.localtime(since)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    # RecursionError: JSON that is nested some hundred times (Python's limit, not the format's).
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return unknown
     form = "%H:%M:%S" if time.time() - since < 12 * 3600 else "%Y-%m-%d %H:%M:%S"
     return f"`{doing}` of {user} (pid {pid}) holds it since {time.strftime(form, started)}"

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import grp
 import os
-import pwd
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab import config, events, files
+from poclab import config, events, files, hints
 from poclab.errors import PoclabError
 
 SHARED = Path("/run/poclab")
@@ -27,6 +26,9 @@ GROUP = "libvirt"  # who may use qemu:///system (libvirt's polkit rule, and its 
 TMPFILES = Path("/etc/tmpfiles.d/poclab.conf")  # an administrator's directory: tmpfiles.d(5)
 SHIPPED = Path(__file__).parent / "data/tmpfiles.d/poclab.conf"
 REPAIR = "sudo poclab doctor --fix"
+
+SUFFIX = ".lock"
+FILE_MODE = 0o660  # of a lock file in the shared directory
 
 _OWNER = 0  # only root can make something in /run
 _SHARED_MODE = 0o2770  # setgid: a file in there belongs to the group, whoever makes it
@@ -74,7 +76,7 @@ def shared(*, make: bool = True) -> Iterator[LockDirectory]:
     try:
         found = os.fstat(fd)
         if found.st_uid != _OWNER:
-            raise _not_roots(f"it belongs to {_user(found.st_uid)}")
+            raise _not_roots(f"it belongs to {config.account_name(found.st_uid)}")
         if _open_to_others(found):
             access = (
                 f"group {config.group_name(found.st_gid)}, mode {stat.S_IMODE(found.st_mode):04o}"
@@ -86,7 +88,7 @@ def shared(*, make: bool = True) -> Iterator[LockDirectory]:
             )
         if root:
             _set_access(fd)
-        yield LockDirectory(fd, SHARED, 0o660)
+        yield LockDirectory(fd, SHARED, FILE_MODE)
     finally:
         os.close(fd)
 
@@ -113,53 +115,72 @@ def private() -> Iterator[LockDirectory]:
     try:
         found = os.fstat(fd)
         if found.st_uid != os.geteuid():
-            raise unusable(path, f"it belongs to {_user(found.st_uid)}", f"remove {path}")
+            raise unusable(
+                path, f"it belongs to {config.account_name(found.st_uid)}", f"remove {path}"
+            )
         if found.st_mode & 0o022:
-            raise unusable(path, "other users may write to it", f"run `chmod 700 {path}`")
+            raise unusable(
+                path,
+                "other users may write to it",
+                f"run `{hints.command('chmod', '700', str(path))}`",
+            )
         yield LockDirectory(fd, path, 0o600)
     finally:
         os.close(fd)
 
 
-def install() -> list[str]:
+def install() -> Iterator[str]:
     """Make the shared directory now and at every boot, with its owner, group and mode; as root.
 
-    Returns:
-        What was changed, a line each; empty if all was well.
+    Yields:
+        A line for each thing that was changed.
 
     Raises:
         PoclabError: if something else is in its place.
         OSError: if a file cannot be written.
     """
     missing = not os.path.lexists(SHARED)
-    done = [f"made {SHARED}"] if missing else []
     try:
         fd = _made()
     except OSError as error:
         raise _not_roots(_reason(error)) from error
+    if missing:
+        yield f"made {SHARED}"
     try:
         owner = os.fstat(fd).st_uid
         if owner != _OWNER:
-            raise _not_roots(f"it belongs to {_user(owner)}")
+            raise _not_roots(f"it belongs to {config.account_name(owner)}")
         if _set_access(fd) and not missing:
-            done.append(f"set group and mode of {SHARED}")
+            yield f"set group and mode of {SHARED}"
+        count = _open_files(fd)
+        if count:
+            yield f"set group and mode of {count} lock files in {SHARED}"
     finally:
         os.close(fd)
     if not made_at_boot():
         events.step("write", file=str(TMPFILES))
         files.write_configuration(TMPFILES, SHIPPED.read_bytes())
-        done.append(f"wrote {TMPFILES}")
-    return done
+        yield f"wrote {TMPFILES}"
 
 
 def made_at_boot() -> bool:
-    """Whether systemd-tmpfiles makes the shared directory, or nobody but root needs it."""
+    """Whether systemd-tmpfiles makes the shared directory, or nobody but root needs it.
+
+    What this user may not read counts as well: root, who may, is told the truth.
+    """
     if _group() is None:
         return True  # tmpfiles.d would complain of the group at every boot
     try:
         return TMPFILES.read_bytes() == SHIPPED.read_bytes()
-    except FileNotFoundError:
+    except PermissionError:
+        return True
+    except OSError:
         return False
+
+
+def closed_files(directory: LockDirectory) -> list[str]:
+    """List the lock files in the shared directory that its group cannot take."""
+    return list(_closed_to(_wanted()[0], directory.fd))
 
 
 def unusable(path: Path, why: str, fix: str) -> PoclabError:
@@ -180,8 +201,7 @@ def _made() -> int:
 
 def _set_access(fd: int) -> bool:
     """Give root's directory its group and mode; say whether it had others."""
-    group = _group()
-    wanted = (_OWNER, _ROOTS_MODE) if group is None else (group, _SHARED_MODE)
+    wanted = _wanted()
     found = os.fstat(fd)
     if (found.st_gid, stat.S_IMODE(found.st_mode)) == wanted:
         return False
@@ -189,8 +209,54 @@ def _set_access(fd: int) -> bool:
     # Closed to all in between: neither the old group nor the new one has more than it should.
     os.fchmod(fd, _ROOTS_MODE)
     os.fchown(fd, _OWNER, wanted[0])
+    _open_files(fd)
     os.fchmod(fd, wanted[1])
     return True
+
+
+def _wanted() -> tuple[int, int]:
+    """The group and the mode that the shared directory should have."""
+    group = _group()
+    return (_OWNER, _ROOTS_MODE) if group is None else (group, _SHARED_MODE)
+
+
+def _open_files(directory: int) -> int:
+    """Give lock files of another group to the directory's; say how many.
+
+    A lock may be held meanwhile: flock(2) belongs to an open file, whatever its group and mode.
+    """
+    count = 0
+    group = _wanted()[0]
+    for name in list(_closed_to(group, directory)):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=directory)
+        except OSError:
+            continue  # it went, or became something else: whoever takes the lock is told
+        try:
+            if _is_lock(os.fstat(fd)):
+                events.step("set group and mode", lock=name)
+                os.fchown(fd, -1, group)
+                os.fchmod(fd, FILE_MODE)
+                count += 1
+        finally:
+            os.close(fd)
+    return count
+
+
+def _closed_to(group: int, directory: int) -> Iterator[str]:
+    for name in sorted(os.listdir(directory)):
+        if name.endswith(SUFFIX):
+            with suppress(FileNotFoundError):
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                access = (found.st_gid, stat.S_IMODE(found.st_mode))
+                if _is_lock(found) and access != (group, FILE_MODE):
+                    yield name
+
+
+def _is_lock(found: os.stat_result) -> bool:
+    # A file with a second name may be somebody else's.
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def _open_to_others(found: os.stat_result) -> bool:
@@ -205,9 +271,8 @@ def _closed() -> PoclabError:
     if group is not None and group in (os.getegid(), *os.getgroups()):
         fix = f"run `{REPAIR}`"
     else:
-        fix = (
-            f"join group {GROUP} (`sudo usermod -aG {GROUP} {config.user_name()}`) and log in again"
-        )
+        join = hints.command("sudo", "usermod", "-aG", GROUP, config.user_name())
+        fix = f"join group {GROUP} (`{join}`) and log in again"
     why = f"only root and members of group {GROUP} may lock the labs of qemu:///system"
     return PoclabError(f"cannot open lock directory {SHARED}: permission denied", why=why, fix=fix)
 
@@ -236,13 +301,6 @@ def _group() -> int | None:
         return grp.getgrnam(GROUP).gr_gid
     except KeyError:
         return None
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def _reason(error: OSError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-_CELL = 1000  # characters of a table's cell
+_HELP = 64_000  # characters: commands to be pasted, which must not be cut
 
 
 class Format(StrEnum):
@@ -40,11 +41,13 @@ class Column:
         title: its heading.
         key: the field of the row.
         show: from the field's value to its text.
+        limit: characters of a cell; what is longer is cut.
     """
 
     title: str
     key: str
     show: Callable[[Any], str] = str
+    limit: int = 1000
 
 
 def short_digest(digest: str) -> str:
@@ -134,7 +137,7 @@ PARKED = (
     Column("EXPIRES", "expires"),
     Column("BY", "by"),
 )
-CHECKS = (Column("CHECK", "check"), Column("RESULT", "result"), Column("HELP", "help"))
+CHECKS = (Column("CHECK", "check"), Column("RESULT", "result"), Column("HELP", "help", limit=_HELP))
 ACTIONS = (
     Column("ACTION", "action"),
     Column("TARGET", "target"),
@@ -169,14 +172,14 @@ def listing(
         say(yaml.safe_dump([asdict(row) for row in rows], sort_keys=False).rstrip())
     elif form is Format.NAME:
         for row in rows:
-            say(plain(name(row), _CELL))
+            say(plain(name(row), 1000))
     elif rows:
         from tabulate import tabulate
 
         # Names, labels and messages come from files, images and guests: JSON has them as they are,
         # a terminal gets what it can show.
         table = [
-            [plain(column.show(getattr(row, column.key)), _CELL) for column in columns]
+            [plain(column.show(getattr(row, column.key)), column.limit) for column in columns]
             for row in rows
         ]
         titles = [column.title for column in columns]
@@ -232,20 +235,39 @@ def typed(question: str) -> str:
 
 
 class Reporter:
-    """Turns events into lines or, on a terminal, a progress bar."""
+    """Turns events into lines or, on a terminal, a progress bar; from any thread, one at a time."""
 
     def __init__(self, *, verbose: bool = False, quiet: bool = False) -> None:
         self._verbose = verbose
         self._quiet = quiet
         self._err: TextIO = sys.stderr
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not verbose
+        self._lock = threading.RLock()  # `_progress` closes the bar as `close` does
         self._bar: tuple[Progress, TaskID] | None = None
+        self._ended = False
         self._timed = False
         self._last = ("", 0.0)
         self._began = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         """Listen to one event."""
+        with self._lock:
+            self._report(event)
+
+    def close(self) -> None:
+        """Take the progress bar away; the next event of progress opens another."""
+        with self._lock:
+            if self._bar:
+                self._bar[0].stop()
+                self._bar = None
+
+    def end(self) -> None:
+        """Take the progress bar away for good: what threads still tell opens none."""
+        with self._lock:
+            self._ended = True
+            self.close()
+
+    def _report(self, event: Event) -> None:
         if event.kind == "warning":
             self._line(f"warning: {event.text}")
         elif event.kind == "note" and not self._quiet:
@@ -256,12 +278,6 @@ class Reporter:
             details = " ".join(f"{key}={value}" for key, value in event.data.items())
             stamp = time.monotonic() - self._began
             self._line(f"[{stamp:8.3f}] {event.kind}: {event.text} {details}".rstrip())
-
-    def close(self) -> None:
-        """Take the progress bar away."""
-        if self._bar:
-            self._bar[0].stop()
-            self._bar = None
 
     def _line(self, text: str) -> None:
         text = _lines(text)
@@ -277,6 +293,8 @@ class Reporter:
         if event.data.get("bytes"):
             estimate = " of ".join(format_size(int(value)) for value in (done, total) if value)
         if self._terminal:
+            if self._ended:
+                return
             if self._timed != (elapsed is not None):
                 self.close()  # another piece of work: the time begins anew
                 self._timed = elapsed is not None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from poclab import hints
 from poclab.model import Foreign, HistoryEntry, ObservedVm, Ref, Vm, VmRecord
+from poclab.names import plain
 from poclab.units import format_size
 from poclab.virt.design import data_volume
 from poclab.volumes import PASSING, of_lab
@@ -231,9 +233,10 @@ def borrowed(target: VmRecord, users: Mapping[str, str]) -> Iterator[str]:
     for disk in target.disks:
         user = users.get(data_volume(target, disk)) if disk.keep else None
         if user and user != target.domain:
+            again = hints.virsh("domrename", names=[user, target.domain])
             yield (
-                f"data disk {disk.name} is in use by domain {user}; if that is this VM under"
-                f" another name: virsh domrename {user} {target.domain}"
+                f"data disk {disk.name} is in use by domain {plain(user)}; if that is this VM under"
+                f" another name: {again}"
             )
 
 

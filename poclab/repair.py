@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from poclab import events, lockdir, volumes
+from poclab import config, events, lockdir, volumes
 from poclab.errors import PoclabError
 from poclab.virt import kvm
 from poclab.virt.host import Host, connect
 from poclab.virt.localpool import close_base
 from poclab.virt.pool import PRIVATE_MODE
 from poclab.volumes import Kind
+
+Mended = Iterator[str | PoclabError]
+"""A line for each thing that was changed, and an error for each that could not be."""
 
 
 @dataclass(frozen=True)
@@ -28,30 +31,24 @@ class Repair:
         name: the check's name in `poclab doctor`.
         applies: whether the host can have it.
         look: the check's result and its help, as `poclab.doctor.Check` has them.
-        mend: puts it right; yields a line for each thing that it changed.
+        mend: puts it right; what it raises counts like an error that it yields.
     """
 
     name: str
     applies: Callable[[Host], bool]
     look: Callable[[Host], tuple[str, str]]
-    mend: Callable[[Host], Iterator[str]]
+    mend: Callable[[Host], Mended]
 
 
-def mend(uri: str | None, accel: str) -> Iterator[str]:
-    """Put right what can be put right on a host.
+def mend(uri: str | None, accel: str) -> Mended:
+    """Put right what can be put right on a host; one failure does not stop the rest.
 
     Args:
         uri: the libvirt URI, None for libvirt's choice.
         accel: "auto", "kvm" or "tcg".
-
-    Yields:
-        A line for each thing that was changed.
-
-    Raises:
-        PoclabError: if this user may not.
     """
     if os.geteuid() == 0:
-        yield from lockdir.install()  # takes no libvirt
+        yield from _carried_out("lock directory", lockdir.install())  # takes no libvirt
     with ExitStack() as stack:
         try:
             host = stack.enter_context(connect(uri, accel))
@@ -59,7 +56,17 @@ def mend(uri: str | None, accel: str) -> Iterator[str]:
             return  # the checks say so
         for repair in REPAIRS:
             if repair.applies(host):
-                yield from repair.mend(host)
+                yield from _carried_out(repair.name, repair.mend(host))
+
+
+def _carried_out(name: str, work: Iterator[str] | Mended) -> Mended:
+    """Do a repair to its end, or to the error that ends it."""
+    try:
+        yield from work
+    except PoclabError as error:
+        yield error
+    except OSError as error:
+        yield _refused(f"cannot repair: {name}", error)
 
 
 # --- the lock directory -------------------------------------------------------------------
@@ -71,20 +78,22 @@ def _has_locks(host: Host) -> bool:
 
 def _look_at_locks(_host: Host) -> tuple[str, str]:
     try:
-        with lockdir.shared(make=False):
-            pass
+        with lockdir.shared(make=False) as directory:
+            closed = lockdir.closed_files(directory)
     except PoclabError as error:
         return "missing", f"{error.what}: {error.fix}"
+    if closed:
+        what = f"{len(closed)} lock files are closed to group {lockdir.GROUP}"
+        return "missing", f"{what}: run `{lockdir.REPAIR}`"
     if not lockdir.made_at_boot():
         return "note", f"{lockdir.SHARED} is not made at boot: run `{lockdir.REPAIR}`"
     return "ok", str(lockdir.SHARED)
 
 
-def _mend_locks(host: Host) -> Iterator[str]:
-    if os.geteuid() == 0:
-        yield from lockdir.install()
-    elif _look_at_locks(host)[0] == "missing":
-        raise _needs_root(f"cannot set up {lockdir.SHARED}")
+def _mend_locks(host: Host) -> Mended:
+    # Root's is done before libvirt is asked for anything.
+    if os.geteuid() != 0 and _look_at_locks(host)[0] == "missing":
+        yield _needs_root(f"cannot set up {lockdir.SHARED}")
 
 
 # --- access to KVM ------------------------------------------------------------------------
@@ -99,7 +108,7 @@ def _look_at_kvm(host: Host) -> tuple[str, str]:
     return ("missing", f"{why}: run `{kvm.REPAIR}`") if why else ("ok", "QEMU may open it")
 
 
-def _mend_kvm(host: Host) -> Iterator[str]:
+def _mend_kvm(host: Host) -> Mended:
     user = host.qemu_user()
     if user is None or not host.kvm_denied():
         return
@@ -112,7 +121,11 @@ def _mend_kvm(host: Host) -> Iterator[str]:
 
 
 def _look_at_pool(host: Host) -> tuple[str, str]:
-    found = list(_too_open(host))
+    try:
+        with _pool_directory(host.pool.directory) as directory:
+            found = list(_too_open(host, directory))
+    except PoclabError as error:
+        return "note", "; ".join((error.what, error.why, error.fix))
     if not found:
         return "ok", "volumes are private"
     name, mode = found[0]
@@ -121,37 +134,94 @@ def _look_at_pool(host: Host) -> tuple[str, str]:
     return "note", f"{what}, e.g. {name} (mode {mode:04o}): run `{sudo}poclab doctor --fix`"
 
 
-def _mend_pool(host: Host) -> Iterator[str]:
-    found = [name for name, _ in _too_open(host)]
-    if not found:
-        return
-    if not (host.session or os.geteuid() == 0):
-        raise _needs_root(f"cannot change permissions in {host.pool.directory}")
-    with _opened(host.pool.directory) as directory:
-        for name in found:
-            if name == ".":
-                mode, group = host.directory_access
-                events.step("close", directory=host.pool.directory)
-                _set(directory, mode, group)
-                yield f"closed {host.pool.directory} to other users"
-            elif _close(directory, name, host.readers()):
-                yield f"closed {name} to other users"
+def _mend_pool(host: Host) -> Mended:
+    """Close what is too open, by the descriptor that it was found with."""
+    with _pool_directory(host.pool.directory) as directory:
+        found = [name for name, _ in _too_open(host, directory)]
+        if found and not (host.session or os.geteuid() == 0):
+            raise _needs_root(f"cannot change permissions in {host.pool.directory}")
+        if directory is not None:
+            for name in found:
+                yield from _close_one(host, directory, name)
 
 
-def _too_open(host: Host) -> Iterator[tuple[str, int]]:
-    """What others may look into: names and modes, `.` for the directory itself."""
+def _close_one(host: Host, directory: int, name: str) -> Mended:
+    what = host.pool.directory if name == "." else name
     try:
-        with _opened(host.pool.directory) as directory:
-            names = sorted(os.listdir(directory))  # noqa: PTH208 - a descriptor
-            # Somebody else's directory, in which poclab's files are guests, keeps its mode.
-            if all(volumes.find(name) for name in names):
-                yield from _if_open(".", os.fstat(directory), host)
-            for name in names:
-                yield from _volume_if_open(name, host, directory)
+        if name == ".":
+            mode, group = host.directory_access
+            events.step("close", directory=what)
+            _set(directory, mode, group)
+        elif not _close(directory, name, host.readers()):
+            return
+        yield f"closed {what} to other users"
+    except OSError as error:
+        yield _refused(f"cannot close {what} to other users", error)
+
+
+@contextmanager
+def _pool_directory(path: str) -> Iterator[int | None]:
+    """Open the pool's directory for all that is done in it; None if this user may not list it.
+
+    Raises:
+        PoclabError: if it is missing or a link, or a neighbour can put another in its place.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except PermissionError:
+        yield None
+        return
+    except OSError as error:
+        link = isinstance(error, NotADirectoryError)  # O_DIRECTORY with O_NOFOLLOW: open(2)
+        raise PoclabError(
+            f"cannot check permissions in {path}",
+            why="it is a symbolic link, or not a directory" if link else _reason(error),
+            fix="name the directory itself in the pool: `virsh pool-edit poclab`",
+        ) from error
+    try:
+        # The parent is that of what was opened, whatever the path leads to by now.
+        why = exposed(os.fstat(fd), os.stat("..", dir_fd=fd), os.geteuid())
+        if why:
+            raise PoclabError(
+                f"permissions in {path} were left alone",
+                why=why,
+                fix="move the pool below directories of root or your own: `virsh pool-edit poclab`",
+            )
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def exposed(directory: os.stat_result, parent: os.stat_result, uid: int) -> str:
+    """Say why a neighbour could change what a directory's name leads to, or an empty string.
+
+    Args:
+        directory: the directory's status.
+        parent: that of the directory that holds its name.
+        uid: the user who is about to work in it.
+    """
+    for found, what in ((directory, "it"), (parent, "its parent directory")):
+        if found.st_uid not in (0, uid):
+            return f"{what} belongs to {config.account_name(found.st_uid)}, who can replace it"
+    # With the sticky bit only the owner of a name may rename it (inode(7)).
+    if parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX:
+        return "every user can write to its parent directory and replace it"
+    return ""
+
+
+def _too_open(host: Host, directory: int | None) -> Iterator[tuple[str, int]]:
+    """What others may look into: names and modes, `.` for the directory itself."""
+    if directory is None:
         # Not for this user to list; what can be reached by its name is open to others as well.
         for name in host.pool.names():
             yield from _volume_if_open(f"{host.pool.directory}/{name}", host)
+        return
+    names = sorted(os.listdir(directory))  # noqa: PTH208 - a descriptor
+    # Somebody else's directory, in which poclab's files are guests, keeps its mode.
+    if all(volumes.find(name) for name in names):
+        yield from _if_open(".", os.fstat(directory), host)
+    for name in names:
+        yield from _volume_if_open(name, host, directory)
 
 
 def _volume_if_open(
@@ -208,21 +278,22 @@ def _set(fd: int, mode: int, group: int | None) -> None:
     os.fchmod(fd, mode)
 
 
-@contextmanager
-def _opened(directory: str) -> Iterator[int]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def _needs_root(what: str) -> PoclabError:
     return PoclabError(what, why="permission denied", fix=f"run `{lockdir.REPAIR}`")
 
 
+def _refused(what: str, error: OSError) -> PoclabError:
+    fix = "look at it, e.g. with `lsattr` and `findmnt`, then run `poclab doctor --fix` again"
+    return PoclabError(what, why=_reason(error), fix=fix)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+# What others can read comes first: it is open for as long as this takes.
 REPAIRS = (
+    Repair("permissions", lambda host: host.local, _look_at_pool, _mend_pool),
     Repair("lock directory", _has_locks, _look_at_locks, _mend_locks),
     Repair("/dev/kvm", _has_kvm, _look_at_kvm, _mend_kvm),
-    Repair("permissions", lambda host: host.local, _look_at_pool, _mend_pool),
 )

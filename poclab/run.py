@@ -12,84 +12,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
 from typing import IO, NoReturn
 
-from poclab import events, rlimits
+from poclab import events, groups, rlimits
 from poclab.beside import repeating
 from poclab.capture import Drain, Lines, Log, TimeIsUp, taken
 from poclab.errors import PoclabError
 from poclab.groups import end_group, keep
+from poclab.outcomes import CommandFailed as CommandFailed
+from poclab.outcomes import Result as Result
+from poclab.outcomes import TimedOut as TimedOut
+from poclab.outcomes import TooMuchOutput as TooMuchOutput
 from poclab.programs import missing
-from poclab.units import MIB, format_size
+from poclab.units import MIB
 
 OUTPUT = 8 * MIB  # bytes a program may print; podman's description of an image is well below one
 _LONG = 7200.0  # seconds for a program whose work has no natural limit
 _CLOSE = 5.0  # seconds for what an ended program left behind to close its output
 
 _LOOK_EVERY = 0.2  # seconds between two looks of `Runner.stream`'s watch
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a process ended.
-
-    Attributes:
-        argv: the command.
-        code: its exit status; negative for a signal.
-        stdout: what it printed.
-        stderr: what it printed as errors.
-    """
-
-    argv: tuple[str, ...]
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def last_line(self) -> str:
-        """The last line it printed as an error, or else at all."""
-        for text in (self.stderr, self.stdout):
-            lines = text.strip().splitlines()
-            if lines:
-                return lines[-1].strip()
-        return f"exit status {self.code}"
-
-
-class CommandFailed(PoclabError):
-    """A command ended with a status other than 0.
-
-    Attributes:
-        result: how it ended.
-    """
-
-    def __init__(self, result: Result, *, fix: str = "") -> None:
-        super().__init__(f"{result.argv[0]} failed", why=result.last_line, fix=fix)
-        self.result = result
-
-
-class TooMuchOutput(PoclabError):
-    """A command printed more than it may, and was ended."""
-
-    def __init__(self, argv: Sequence[str], most: int) -> None:
-        super().__init__(
-            f"{argv[0]} printed more than {format_size(most)}",
-            why="poclab expects far less, and ended it",
-            fix=f"see what it prints: {join(argv)[:300]}",
-        )
-
-
-class TimedOut(PoclabError):
-    """A command went on beyond its time, and was ended."""
-
-    def __init__(self, argv: Sequence[str], seconds: float) -> None:
-        super().__init__(
-            f"{argv[0]} did not end within {seconds:.0f} s",
-            why=join(argv)[:300],
-            fix="run the same command again; `poclab -v` shows what it starts",
-        )
 
 
 class Runner:
@@ -365,6 +308,31 @@ def _text(data: bytes | bytearray) -> str:
 
 
 # --- the end of a process -------------------------------------------------------------------
+
+
+_ROOT_PATIENCE = 5.0  # seconds for sudo and kill(1), which ask nobody anything
+
+
+def _signal_as_root(signum: int, target: int) -> bool:
+    """Have sudo send a signal where it gives root without a question; see `groups.as_root`.
+
+    kill(1) gets a process group of its own: sudo ignores what comes from a process of the group
+    that it is in itself, as its command may be (sudo(8), Signal handling).
+    """
+    if os.geteuid() == 0 or runner().which("sudo") is None:
+        return False
+    argv = ["sudo", "-n", "kill", f"-{signum}", "--", str(target)]
+    none = subprocess.DEVNULL
+    process = subprocess.Popen(  # noqa: S603 - no shell, and argv comes from this program
+        argv, stdin=none, stdout=none, stderr=none, env=_environment(None), process_group=0
+    )
+    try:
+        return process.wait(_ROOT_PATIENCE) == 0
+    except subprocess.TimeoutExpired:  # sudo is root's: to end it is what is being tried
+        return False
+
+
+groups.as_root = _signal_as_root
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from shlex import quote
 
-from poclab import events, packing
+from poclab import events, hints, packing
 from poclab.bases import reading
 from poclab.digest import Digester
 from poclab.manifest import base_volume, manifest_volume
@@ -206,9 +205,14 @@ def advice(top: Version | None, digest: str, *, gone: bool = False) -> str:
         # The cache would give the same disk again, were it not told otherwise.
         fresh = "" if gone else " --no-cache"
         return f"build it again: poclab image build {image} --tag {tag}{fresh}; or {backup}"
-    file = quote(plain(top.origin.source, 200))
-    known = f" --digest {top.origin.digest}" if top.origin.digest else ""
-    return f"import it again: poclab image import {image}:{tag} {file}{known}; or {backup}"
+    known = ("--digest", top.origin.digest) if top.origin.digest else ()
+    new = f"{image}:{tag}"
+    # The name of a file may be such that no shell can be given it.
+    instead = hints.command("poclab", "image", "import", new, "FILE", *known)
+    source = top.origin.source
+    file = f"./{source}" if source.startswith("-") else source
+    words = ("poclab", "image", "import", new, file, *known)
+    return f"import it again: {hints.command(*words, otherwise=instead)}; or {backup}"
 
 
 def broken_manifest(item: Stored) -> VerifyRow:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from poclab import hints
 from poclab.errors import PoclabError
 from poclab.names import NAME_PATTERN, TAG_PATTERN, shown
 
@@ -181,8 +182,7 @@ def checked(text: str) -> str:
 
 def removal(name: str, uri: str) -> str:
     """The command with which a user deletes a volume that poclab does not touch."""
-    text = name if find(name) else shown(name, 255)
-    return f"virsh -c {uri} vol-delete --pool poclab {text}"
+    return hints.virsh("vol-delete", "--pool", "poclab", names=[name], uri=uri)
 
 
 # --- made -----------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import hosts
+from tests.support.endings import pytest_configure as pytest_configure
+from tests.support.endings import pytest_testnodeready as pytest_testnodeready
 from tests.support.hosts import Host
 
 # How long a busy machine takes over an example says nothing about the code.

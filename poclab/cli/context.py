@@ -83,12 +83,13 @@ def set_options(given: Options) -> None:
     """Put the options in force."""
     global _options, _reporter
     _options = given
-    end_progress()
+    if _reporter is not None:
+        _reporter.end()
     _reporter = output.Reporter(verbose=given.verbose, quiet=given.quiet)
 
 
 def end_progress() -> None:
-    """End what progress is shown, for a question or at the program's end."""
+    """End what progress is shown, for a question; later progress is shown again."""
     if _reporter is not None:
         _reporter.close()
 
@@ -105,7 +106,8 @@ def reporting() -> Iterator[None]:
         try:
             yield
         finally:
-            end_progress()
+            if _reporter is not None:
+                _reporter.end()
 
 
 @contextmanager

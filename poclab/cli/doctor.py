@@ -9,6 +9,7 @@ import typer
 from poclab import output
 from poclab.cli import context
 from poclab.cli.context import OutputOption
+from poclab.errors import PoclabError
 from poclab.output import Column, Format
 
 ORPHANS = (Column("KIND", "kind"), Column("NAME", "name"), Column("WHY", "why"))
@@ -44,10 +45,18 @@ def doctor(
 def _fix(uri: str | None, accel: str) -> None:
     from poclab.repair import mend
 
+    failed: list[PoclabError] = []
     count = 0
-    for line in mend(uri, accel):
-        output.tell(line)
-        count += 1
+    for item in mend(uri, accel):
+        if isinstance(item, PoclabError):
+            failed.append(item)
+        else:
+            output.tell(item)
+            count += 1
+    for error in failed:
+        output.show_error(error)
+    if failed:
+        raise typer.Exit(1)
     if not count:
         output.tell("nothing to repair")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poclab import output
+from poclab import hints, output
 from poclab.cli import context
 from poclab.errors import UsageError
 from poclab.model import Ref
@@ -142,7 +141,7 @@ def _show(made: Iso) -> None:
     if context.options().quiet:
         return
     output.tell(f"{made.path}: {format_size(made.size)}, volume {made.label or 'without a label'}")
-    file = quote(str(made.path))
+    file = hints.command(str(made.path), otherwise="FILE")
     output.tell(f"to a USB stick, which is erased: poclab image write {file} /dev/sdX, or by hand:")
     output.tell(f"  sudo dd if={file} of=/dev/sdX bs=4M status=progress oflag=direct conv=fsync")
     output.tell(f"or to a stick with Ventoy, beside others: cp {file} /media/VENTOY/")

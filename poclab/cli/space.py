@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poclab import output
+from poclab import hints, output
 from poclab.cli import context
 from poclab.cli.context import OutputOption, YesOption
 from poclab.errors import UsageError
@@ -65,7 +65,8 @@ def _tell_builder_cache(*, how: bool = False) -> None:
         return
     size = f"up to {output.size(cache.MOST)}" if found.size is None else output.size(found.size)
     text = f"{size} more in image-builder's cache on this machine, {found.path}"
-    more = f"; to empty it while nothing is built: sudo rm -r {found.path}" if how else ""
+    empty = hints.command("sudo", "rm", "-r", str(found.path))
+    more = f"; to empty it while nothing is built: {empty}" if how else ""
     output.tell(text + more)
 
 

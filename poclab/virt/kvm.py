@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from poclab import config, events, files
+from poclab import config, events, files, hints
 from poclab.errors import PoclabError
 
 DEVICE = Path("/dev/kvm")
@@ -100,7 +100,7 @@ def give(user: tuple[int, int]) -> Iterator[str]:
         raise PoclabError(
             f"{name} is not in group {GROUP}",
             why=f"QEMU runs as {name}",
-            fix=f"usermod -aG {GROUP} {name}, then restart libvirtd",
+            fix=f"{hints.command('usermod', '-aG', GROUP, name)}, then restart libvirtd",
         )
 
 

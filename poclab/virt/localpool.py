@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import libvirt
 
-from poclab import events, volumes
+from poclab import events, hints, volumes
 from poclab.disk import create_empty, create_overlay, resize
 from poclab.errors import PoclabError
 from poclab.files import sync
@@ -30,6 +31,7 @@ from poclab.virt.pool import (
     VolumeStat,
     abandoned,
     disk_errors,
+    whole,
 )
 from poclab.volumes import Kind, checked
 
@@ -66,7 +68,7 @@ class LocalPool(Moves):
             raise PoclabError(
                 f"volume {name} is a link to another file",
                 why="poclab makes no links, and reads and writes through none",
-                fix=f"remove it: rm {path}",
+                fix=f"remove it: {hints.command('rm', str(path))}",
             )
         return path
 
@@ -85,33 +87,39 @@ class LocalPool(Moves):
             raise GoneError(f"volume {name} is not there") from error
         return VolumeStat(found.st_size, found.st_blocks * 512)  # st_blocks counts 512 bytes
 
-    def read(self, name: str) -> bytes:
-        """See `Pool`."""
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[BinaryIO]:
+        """Open a volume to be read: neither a link to somebody's file nor a FIFO or the like.
+
+        Raises:
+            PoclabError: if there is no such volume, or it cannot be read.
+        """
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            # Neither a link to somebody's file nor a FIFO that nobody writes to.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             with os.fdopen(os.open(self._file(name), flags), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise PoclabError(f"volume {name} cannot be read", why="it is not a file")
-                data = file.read(SMALL + 1)
+                    raise PoclabError(
+                        f"volume {name} cannot be read",
+                        why="it is not a regular file",
+                        fix=f"look at what it is: {hints.command('ls', '-ld', self.path(name))}",
+                    )
+                yield file
         except FileNotFoundError as error:
             raise GoneError(f"volume {name} is not there") from error
         except OSError as error:
             raise PoclabError(f"volume {name} cannot be read", why=str(error.strerror)) from error
-        if len(data) > SMALL:
-            raise PoclabError(f"volume {name} is larger than a manifest can be")
-        return data
+
+    def read(self, name: str) -> bytes:
+        """See `Pool`."""
+        with self._reading(name) as file:
+            return whole(name, file.read(SMALL + 1))
 
     def digest(self, name: str, like: str) -> str:
         """See `Pool`."""
-        from poclab.digest import file_digest
+        from poclab.digest import open_digest
 
-        try:
-            return file_digest(self._root / name, like)
-        except FileNotFoundError as error:
-            raise GoneError(f"volume {name} not found") from error
-        except OSError as error:
-            raise PoclabError(f"volume {name} cannot be read", why=str(error.strerror)) from error
+        with self._reading(name) as file:
+            return open_digest(file.fileno(), like)
 
     def write(self, name: str, data: bytes) -> None:
         """See `Pool`."""

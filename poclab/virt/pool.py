@@ -17,6 +17,7 @@ from typing import Protocol
 
 from poclab.errors import PoclabError
 from poclab.manifest import LARGEST
+from poclab.units import format_size
 
 STAGING = "tmp."
 # What guests and poclab write is for its owner, whom libvirt makes QEMU's account while a guest
@@ -143,6 +144,21 @@ def abandoned(path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return time.time() - path.lstat().st_mtime > 3600
     return False
+
+
+def whole(name: str, data: bytes) -> bytes:
+    """Return what was read of a small volume, at most `SMALL` bytes and one, when that is all.
+
+    Raises:
+        PoclabError: if there is more.
+    """
+    if len(data) > SMALL:
+        raise PoclabError(
+            f"volume {name} cannot be read",
+            why=f"it is larger than a manifest can be ({format_size(SMALL)})",
+            fix="put it back from a backup; `poclab doctor` lists damaged records",
+        )
+    return data
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from poclab.virt.pool import (
     Readers,
     VolumeStat,
     abandoned,
+    whole,
 )
 from poclab.virt.xml import volume_xml
 from poclab.volumes import checked
@@ -93,10 +94,7 @@ class StreamPool(Moves):
         """See `Pool`."""
         with libvirt_errors(f"volume {name} cannot be read"):
             data = b"".join(self._pieces(name, SMALL + 1))
-        if len(data) > SMALL:
-            # Not the first part of it, which would count as cut short, and so as garbage.
-            raise PoclabError(f"volume {name} is larger than a manifest can be")
-        return data
+        return whole(name, data)
 
     def _pieces(self, name: str, most: int) -> Iterator[bytes]:
         """Take a volume's content; each piece has a deadline of its own (`remote`).

@@ -81,6 +81,26 @@ SWAPS: dict[str, Callable[[Path], None]] = {
 """What an attacker does once, at the right moment."""
 
 
+# What the owner of a directory's parent can put in its place: a link, or a directory of a victim's.
+DIRECTORY_SWAPS = ("symlink", "rename")
+
+
+def swap_directory(kind: str, directory: Path, victim: Path) -> None:
+    """Move a directory to `away` beside it, and have its name lead to the victim's.
+
+    Args:
+        kind: one of `DIRECTORY_SWAPS`.
+        directory: the directory that somebody looked at a moment ago.
+        victim: another directory; with `rename` a link with its old name leads there afterwards.
+    """
+    directory.rename(directory.with_name("away"))
+    if kind == "symlink":
+        directory.symlink_to(victim)
+    else:
+        victim.rename(directory)
+        victim.symlink_to(directory)
+
+
 def attacker(directory: Path, kind: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """Start a process that does it again and again, the good disk and the evil one in turn.
 

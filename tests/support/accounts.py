@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tests.support import podman
+from tests.support import podman, watcher
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ORDINARY = "poclab-test"
@@ -167,6 +167,7 @@ def _copy_readable(copy: Path, packages: Path) -> None:
 def _at_exit_remove(path: Path) -> None:
     import atexit
 
+    watcher.watch(path)
     atexit.register(shutil.rmtree, path, ignore_errors=True)
 
 
@@ -211,6 +212,7 @@ def place(account: Account, env: Mapping[str, str], enter: tuple[str, ...] = ())
         enter: a command prefix that enters namespaces (nsenter ...).
     """
     top = Path(tempfile.mkdtemp(prefix="pl-", dir="/tmp"))
+    watcher.watch(top)
     try:
         made = Place(account, top, _environment(account, top) | dict(env), enter)
         _fill(made)
@@ -218,6 +220,15 @@ def place(account: Account, env: Mapping[str, str], enter: tuple[str, ...] = ())
     finally:
         end_processes(top)
         _remove(account, top)
+        watcher.forget(top)
+
+
+def take_away(top: Path) -> None:
+    """End what runs in a place whose tests were killed, and remove it."""
+    with suppress(FileNotFoundError):
+        found = top.stat()
+        end_processes(top)
+        _remove(Account("", found.st_uid, found.st_gid), top)
 
 
 def _environment(account: Account, top: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ import pytest
 from poclab.errors import PoclabError
 from poclab.virt.host import Host, connect
 from poclab.virt.localpool import LocalPool
+from poclab.virt.pool import SMALL
 from poclab.virt.streampool import StreamPool
 from tests.hostile import records
 
@@ -85,6 +86,16 @@ def small_volumes_come_back(pool: AnyPool) -> None:
 
 
 @check
+def no_manifest_is_cut(pool: AnyPool) -> None:
+    """One that is larger than any can be is refused: half of it might be read as another."""
+    pool.write("manifest.t.v1.json", b" " * SMALL)
+    assert len(pool.read("manifest.t.v1.json")) == SMALL
+    pool.write("manifest.t.v1.json", b" " * (SMALL + 1))
+    refused(partial(pool.read, "manifest.t.v1.json"), "is larger than a manifest can be")
+    refused(partial(pool.read, "manifest.t.v1.json"), "fix: ")
+
+
+@check
 def small_volumes_are_replaced_in_one_go(pool: AnyPool) -> None:
     """The new content is there, longer or shorter; at most blanks follow it."""
     pool.write("manifest.t.v1.json", b"0123456789")
@@ -114,6 +125,7 @@ def only_its_own_names_are_taken(pool: AnyPool) -> None:
             partial(pool.path, name),
             partial(pool.stat, name),
             partial(pool.read, name),
+            partial(pool.digest, name, "blake3"),
             partial(pool.write, name, b"x"),
             partial(pool.rewrite, name, b"x"),
             partial(pool.overlay, name, BASE, MIB),
@@ -198,6 +210,7 @@ def no_link_is_followed(pool: AnyPool) -> None:
         for path in (link, fifo):
             assert path.name not in pool.names()
             refused(partial(pool.read, path.name), "cannot be read")
+            refused(partial(pool.digest, path.name, "sha256"), "cannot be read")
         disk = root / OVERLAY
         disk.symlink_to(base(pool))
         refused(lambda: pool.grow(OVERLAY, 64 * MIB), "is a link")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,31 @@ def test_configuration_is_whole_and_for_everybody_to_read(tmp_path: Path) -> Non
         assert (path.read_bytes(), path.stat().st_mode & 0o777) == (text, 0o644)
     assert victim.read_text() == "precious"
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_directories_for_configuration_are_for_everybody_to_enter(
+    tmp_path: Path, umask: int
+) -> None:
+    tmp_path.chmod(0o700)  # what was there keeps its mode
+    (tmp_path / ".etc.new").mkdir()  # an interrupted command's
+    path = tmp_path / "etc/poclab/rules.d/x.conf"
+    before = os.umask(umask)
+    try:
+        files.write_configuration(path, b"text")
+    finally:
+        os.umask(before)
+    made = (path.parent, path.parent.parent, tmp_path / "etc")
+    assert [each.stat().st_mode & 0o7777 for each in made] == [0o755] * 3
+    assert [entry.name for entry in (tmp_path / "etc").iterdir()] == ["poclab"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["etc"]
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+def test_no_directory_for_configuration_is_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir(mode=0o700)
+    (tmp_path / ".etc.new").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="directory"):
+        files.write_configuration(tmp_path / "etc/x.conf", b"text")
+    assert (tmp_path / "victim").stat().st_mode & 0o777 == 0o700
+    assert not list((tmp_path / "victim").iterdir())

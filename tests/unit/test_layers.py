@@ -30,6 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "room",
         "capture",
         "groups",
+        "hints",
+        "outcomes",
         "programs",
         "rlimits",
         "run",

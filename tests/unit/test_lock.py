@@ -42,6 +42,7 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     monkeypatch.setenv("SUDO_USER", "alice")
     monkeypatch.setattr(lockdir, "SHARED", tmp_path / "shared")
+    monkeypatch.setattr(lockdir, "TMPFILES", tmp_path / "tmpfiles.d/poclab.conf")
     # A developer is not root, and need not be in group libvirt.
     monkeypatch.setattr(lockdir, "_OWNER", os.getuid())
     monkeypatch.setattr(lockdir, "GROUP", grp.getgrgid(os.getgid()).gr_name)
@@ -125,7 +126,11 @@ def test_a_later_process_of_the_same_number_is_not_named(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"pid": "x"}', '{"pid": 1e999}', "\0" * 9]
+    "text",
+    [
+        *("", "{", "[]", "null", '{"pid": "x"}', '{"pid": 1e999}', "\0" * 9),
+        *("[" * 4096, '{"pid":' * 585, '{"pid": ' + "[" * 2000 + "]" * 2000 + "}"),
+    ],
 )
 def test_any_text_in_the_file_is_survived(tmp_path: Path, text: str) -> None:
     with _other("a", tmp_path / "shared", mode="shared"):
@@ -266,6 +271,96 @@ def test_a_directory_that_is_swapped_after_its_check_leads_nowhere(tmp_path: Pat
         os.close(lock._open(directory, "a.lock"))
     assert [path.name for path in (tmp_path / "away").iterdir()] == ["a.lock"]
     assert not list((tmp_path / "victim").iterdir())
+
+
+@pytest.mark.parametrize("access", ["mode", "group"])
+def test_lock_files_follow_the_directory(
+    tmp_path: Path, access: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a time when the group did not exist would shut its members out for ever."""
+    _take("a", SYSTEM)
+    shared = tmp_path / "shared"
+    (file,) = shared.iterdir()
+    if access == "mode":  # as root's umask had it
+        file.chmod(0o600)
+    else:
+        other = next((gid for gid in os.getgroups() if gid != os.getgid()), None)
+        if os.getuid() == 0:
+            other = 54321
+        assert other is not None, "run the tests as a user with a second group"
+        os.chown(file, -1, other)
+    _plant_locks(shared, tmp_path / "victim")
+    before = _access(tmp_path / "victim")
+    shared.chmod(0o700)
+    with lock.hold("b", uri=SYSTEM, doing="x"):
+        assert _access(file) == (os.getgid(), 0o660)
+    assert _access(tmp_path / "victim") == before
+    assert {path.name for path in shared.iterdir() if path.is_symlink()} == {
+        "symlink.lock",
+        "dangling.lock",
+    }
+
+
+def test_doctor_mends_lock_files_of_a_directory_that_is_as_it_should(tmp_path: Path) -> None:
+    _take("a", SYSTEM)
+    (file,) = (tmp_path / "shared").iterdir()
+    file.chmod(0o600)
+    with lockdir.shared(make=False) as directory:
+        assert lockdir.closed_files(directory) == [file.name]
+    done = [line for line in lockdir.install() if "lock files" in line]
+    assert done == [f"set group and mode of 1 lock files in {tmp_path / 'shared'}"]
+    assert _access(file) == (os.getgid(), 0o660)
+    with lockdir.shared(make=False) as directory:
+        assert lockdir.closed_files(directory) == []
+
+
+def test_a_kill_between_files_and_directory_is_mended(tmp_path: Path) -> None:
+    """The directory gets its mode last, so that it tells whether the files have theirs."""
+    _take("a", SYSTEM)
+    (file,) = (tmp_path / "shared").iterdir()
+    file.chmod(0o600)
+    (tmp_path / "shared").chmod(0o700)
+
+    def stop(event: events.Event) -> None:
+        if "lock" in event.data:
+            raise KeyboardInterrupt
+
+    with events.listening(stop), pytest.raises(KeyboardInterrupt):
+        _take("b", SYSTEM)
+    assert _access(tmp_path / "shared")[1] == 0o700
+    _take("b", SYSTEM)
+    assert (_access(file)[1], _access(tmp_path / "shared")[1]) == (0o660, 0o2770)
+
+
+def _access(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_gid, found.st_mode & 0o7777
+
+
+def _plant_locks(directory: Path, victim: Path) -> None:
+    """Put what a member can make in the place of lock files there."""
+    for kind in neighbours.FILES:
+        name = directory / f"{kind}.lock"
+        neighbours.plant_file(kind, name, directory / "gone" if kind == "dangling" else victim)
+    (directory / "notes.txt").touch(mode=0o600)
+
+
+def test_what_the_boot_does_is_not_this_users_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that an earlier version made for root only, and things that are not files."""
+    (tmp_path / "tmpfiles.d").mkdir()
+    monkeypatch.setattr(lockdir, "TMPFILES", tmp_path / "tmpfiles.d")
+    assert not lockdir.made_at_boot()
+    monkeypatch.setattr(lockdir, "TMPFILES", tmp_path / "tmpfiles.d/x/poclab.conf")
+    (tmp_path / "tmpfiles.d/x").touch()
+    assert not lockdir.made_at_boot()
+
+    def refused(_path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert lockdir.made_at_boot()
 
 
 def test_a_home_without_unnamed_files_will_do(

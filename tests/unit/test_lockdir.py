@@ -40,7 +40,7 @@ import sys
 from poclab import lockdir
 from poclab.errors import PoclabError
 try:
-    print(lockdir.install())
+    print(list(lockdir.install()))
 except PoclabError as error:
     print("|".join(error.lines()))
     sys.exit(1)

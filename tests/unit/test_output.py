@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 import yaml
+from rich.progress import Progress
 
 from poclab import output
 from poclab.errors import PoclabError, Problems
@@ -263,6 +267,76 @@ def test_the_bar_has_the_steps_name_and_the_estimate() -> None:
     assert (task.description, task.percentage) == ("copying", 75)
     assert task.fields["estimate"] == "of about 4m00s"
     reporter.close()
+
+
+def test_threads_share_one_bar_which_is_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks run side by side (`schedule`): each opened a bar, and all but one stayed."""
+    opened: list[Progress] = []
+    ready = threading.Barrier(16)
+
+    class Counted(Progress):
+        def start(self) -> None:
+            opened.append(self)
+            # Give other threads the time to look for a bar as well.
+            with suppress(threading.BrokenBarrierError):
+                met.wait(0.2)
+            super().start()
+
+    met = threading.Barrier(2)
+    monkeypatch.setattr("rich.progress.Progress", Counted)
+    reporter = Reporter()
+    reporter._err, reporter._terminal = io.StringIO(), True
+
+    def work(number: int) -> None:
+        ready.wait(20)
+        for done in range(20):
+            reporter(Event("progress", f"task {number}", {"done": done, "total": 20}))
+            reporter(Event("note", f"note {number}"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    reporter.close()
+    assert len(opened) == 1
+    assert not any(bar.live.is_started for bar in opened)
+
+
+def test_what_comes_after_the_end_opens_no_bar() -> None:
+    """A thread that was left behind goes on telling."""
+    reporter = Reporter()
+    stream = io.StringIO()
+    reporter._err, reporter._terminal = stream, True
+    reporter(Event("progress", "copying"))
+    reporter.end()
+    reporter(Event("progress", "still copying"))
+    assert reporter._bar is None
+    reporter(Event("warning", "left behind"))
+    assert stream.getvalue().splitlines()[-1] == "warning: left behind"
+
+
+def test_lines_of_threads_in_a_pipe_are_whole() -> None:
+    class Slow(io.StringIO):
+        """A stream that other threads get at between the parts of a line."""
+
+        def write(self, text: str) -> int:
+            for letter in text:
+                super().write(letter)
+                time.sleep(0)
+            return len(text)
+
+    reporter, stream = Reporter(), Slow()
+    reporter._err = stream
+    lines = [f"task {number} is at its work" for number in range(8)]
+    threads = [
+        threading.Thread(target=lambda text=line: reporter(Event("note", text))) for line in lines
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(stream.getvalue().splitlines()) == lines
 
 
 def test_markup_in_a_text_stays_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import libvirt
 import pytest
 
 from poclab.errors import PoclabError
+from poclab.virt import pool as pool_module
 from poclab.virt import streampool
 from poclab.virt.streampool import StreamPool
 
@@ -22,13 +23,14 @@ class Stream:
 
     def __init__(self, breaks: int | None = None) -> None:
         self.at = 0
+        self.content = b""
         self.breaks = breaks
         self.ended = ""
 
     def recv(self, _most: int) -> bytes:
         if self.breaks is not None and self.at >= self.breaks:
             raise libvirt.libvirtError("the disk cannot be read")
-        piece = CONTENT[self.at : self.at + 700]
+        piece = self.content[self.at : self.at + 700]
         self.at += len(piece)
         return piece
 
@@ -40,7 +42,10 @@ class Stream:
 
 
 def pool(stream: Stream) -> StreamPool:
-    volume = SimpleNamespace(download=lambda *_: 0)
+    def download(_stream: Stream, _offset: int, length: int, _flags: int) -> None:
+        stream.content = CONTENT[: length or None]
+
+    volume = SimpleNamespace(download=download)
     found = SimpleNamespace(refresh=lambda _: 0, storageVolLookupByName=lambda _: volume)
     uri = "qemu:///system"
     conn = SimpleNamespace(newStream=lambda _: stream, getURI=lambda: uri)
@@ -54,17 +59,6 @@ def test_a_disk_is_digested_piece_by_piece() -> None:
     assert stream.ended == "finish"
 
 
-def test_a_volume_too_large_to_be_read_whole_is_not_read_in_part(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The first part of a manifest would count as cut short, and so as garbage."""
-    monkeypatch.setattr(streampool, "SMALL", len(CONTENT) - 1)
-    with pytest.raises(PoclabError, match="larger than a manifest can be"):
-        pool(Stream()).read(NAME)
-    monkeypatch.setattr(streampool, "SMALL", len(CONTENT))
-    assert pool(Stream()).read(NAME) == CONTENT
-
-
 @pytest.mark.parametrize("read", ["digest", "read"])
 def test_a_stream_that_breaks_is_ended(read: str) -> None:
     stream = Stream(breaks=1400)
@@ -72,3 +66,16 @@ def test_a_stream_that_breaks_is_ended(read: str) -> None:
     with pytest.raises(PoclabError, match="cannot be read"):
         getattr(pool(stream), read)(*args)
     assert stream.ended == "abort"
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(len(CONTENT), True), (len(CONTENT) - 1, False)])
+def test_a_manifest_is_read_whole_or_not_at_all(
+    limit: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (streampool, pool_module):
+        monkeypatch.setattr(module, "SMALL", limit)
+    if fits:
+        assert pool(Stream()).read(NAME) == CONTENT
+    else:
+        with pytest.raises(PoclabError, match="is larger than a manifest can be"):
+            pool(Stream()).read(NAME)
