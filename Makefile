@@ -33,9 +33,10 @@ test: ## All checks: lint, format, types, unit and integration tests
 	@$(MAKE) --no-print-directory lint types
 	$(BIN)/pytest $(PARALLEL) --durations=20 $(PYTEST)
 
-lint: ## Check style and format
+lint: ## Check style, format and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	shellcheck $(SCRIPTS)
 	$(BIN)/hadolint images/*/Containerfile
 

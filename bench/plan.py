@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 
 from bench.measure import MeasurementError, Series, interleaved
-from poclab.model import Lab, Observed
+from poclab.model.host import Observed
+from poclab.model.model import Lab
 from poclab.schema.lab import load_lab
 from tests.support.make import applied, observed, planned
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bench.measure import MeasurementError
-from poclab.units import MIB
+from poclab.core.units import MIB
 from tests.support import filesystems, labs, shop
 from tests.support.hosts import Host
 from tests.support.trees import used

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 from bench import session
 from bench.measure import MeasurementError, output
 from bench.reset.probe import Guest
-from poclab.ssh import LabFiles
+from poclab.guest.ssh import LabFiles
 from tests.support import shop
 from tests.support.accounts import CHECKOUT
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import MeasurementError
-from poclab.probe import ssh_banner
+from poclab.guest.probe import ssh_banner
 
 _MARK = "/run/bench-before"  # a file that only the guest before the reset has
 _LOGIN = 8.0  # seconds for a login; an emulated guest is slow

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from poclab.errors import UsageError
+from poclab.core.errors import UsageError
 
 # An input of every build: raised when what poclab does around the builders changes the disk.
 FORMAT = "1"
@@ -127,7 +127,7 @@ class Builder(Protocol):
         """
 
     def inputs(self, request: BuildRequest) -> dict[str, str]:
-        """What decides about the disk beside the container image, by the names of `earlier.INPUTS`.
+        """What decides about the disk beside the container image, by `build_cache.INPUTS`.
 
         Quick, as it is asked before every build: nothing is pulled, exported or started. What
         cannot be known before the build (a builder that is not there yet) is left out.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from poclab.builders.base import BuildRequest
-from poclab.errors import UsageError
-from poclab.units import GIB, MIB
+from poclab.core.errors import UsageError
+from poclab.core.units import GIB, MIB
 
 # The layout of osbuild's builders (default_bootc_partition_table in image-builder 79.0.0): a disk
 # of 10 GiB in which 1 MiB goes to the BIOS boot partition, 501 MiB to the ESP, 1 GiB to /boot and

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 
-from poclab import container, disk, events
-from poclab.builders import contracts, failures, privileged, source
+from poclab.builders import commands, errors, inspect, privileged
 from poclab.builders.base import BuildRequest, Built, common_inputs, only_disks
 from poclab.builders.blueprint import DEFAULT_DISK
-from poclab.builders.contracts import RAW, Setup
+from poclab.builders.commands import RAW, Setup
 from poclab.builders.progress import Lines, Progress
-from poclab.errors import PoclabError, UsageError
-from poclab.run import runner
+from poclab.containers import podman
+from poclab.core import events
+from poclab.core.errors import PoclabError, UsageError
+from poclab.core.process import runner
+from poclab.disks import pool_disks
 
 # Set by poclab itself.
 _OWN = ("--via-loopback", "--generic-image", "--filesystem", "--karg")
@@ -52,17 +54,17 @@ class Bootc:
             PoclabError: the image has no bootc or cannot boot, or the installation failed.
         """
         privileged.remove_leftovers(request.workdir)
-        source.check_label(request.image, container.inspect(request.image_id).labels)
-        inside = source.look_inside(request)
+        inspect.check_label(request.image, podman.inspect(request.image_id).labels)
+        inside = inspect.look_inside(request)
         if not inside.bootc:
             raise PoclabError(
-                f"the container image has no /{source.BOOTC}",
+                f"the container image has no /{inspect.BOOTC}",
                 fix="install bootc in the Containerfile, or use another builder",
             )
         if self.user not in (None, "root", *inside.users):
             events.warning(f"the image has no login {self.user}, and bootc makes none")
-        container.copy_to_root(request.image_id, request.image, request.workdir)
-        if container.inspect(request.image, root=True).id != request.image_id:
+        podman.copy_to_root(request.image_id, request.image, request.workdir)
+        if podman.inspect(request.image, root=True).id != request.image_id:
             raise PoclabError(f"{request.image} became another image meanwhile", fix="build again")
         return _run(request, family_args(inside, request.builder_args))
 
@@ -87,7 +89,7 @@ def check_request(request: BuildRequest) -> None:
             )
 
 
-def family_args(inside: source.Inside, given: tuple[str, ...]) -> tuple[str, ...]:
+def family_args(inside: inspect.Inside, given: tuple[str, ...]) -> tuple[str, ...]:
     """What the image's family of distributions needs and nobody has given yet."""
     if not inside.debian_family:
         return ()
@@ -96,7 +98,7 @@ def family_args(inside: source.Inside, given: tuple[str, ...]) -> tuple[str, ...
 
 
 def _run(request: BuildRequest, family: tuple[str, ...]) -> Built:
-    name = container.container_name("bootc")
+    name = podman.container_name("bootc")
     with privileged.output_tree(request.workdir) as output:
         raw = output / RAW
         with raw.open("xb") as file:
@@ -109,17 +111,17 @@ def _run(request: BuildRequest, family: tuple[str, ...]) -> Built:
             clear_entrypoint=bool(privileged.entrypoint(request.image_id)),
             family_args=family,
         )
-        command = contracts.bootc(request, setup)
+        command = commands.bootc(request, setup)
         lines = Lines(Progress(request.expected), plain=True)
         events.step("run bootc install to-disk", container=name)
         try:
             code = runner().stream(command, lines.see, log=request.log, timeout=privileged.TIMEOUT)
         finally:
-            container.remove_container(name, root=True)
+            podman.remove_container(name, root=True)
             privileged.release_loops(output)
         if code != 0:
-            raise failures.explained(lines, code, request.log, request.image, "bootc install")
+            raise errors.explained(lines, code, request.log, request.image, "bootc install")
         target = request.workdir / request.output.file
         events.step("convert to qcow2", disk=str(target))
-        disk.convert_to_qcow2(raw, "raw", target)
+        pool_disks.convert_to_qcow2(raw, "raw", target)
     return Built(target, {"bootc_args": " ".join(family)} if family else {})

@@ -12,8 +12,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab.run import runner
-from poclab.units import GIB
+from poclab.core.process import runner
+from poclab.core.units import GIB
 
 PROGRAM = "image-builder"
 STORE = Path("/var/cache/image-builder/store")

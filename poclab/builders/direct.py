@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from poclab import container, disk, events, room
 from poclab.builders import esp, rootfs
 from poclab.builders.base import BuildRequest, Built, common_inputs, only_disks
 from poclab.builders.kernel import Bootable, find_bootable
-from poclab.digest import file_digest
-from poclab.errors import PoclabError, UsageError
-from poclab.names import shown
-from poclab.programs import missing
-from poclab.run import runner
-from poclab.units import MIB, format_size
+from poclab.containers import podman
+from poclab.core import events, free_space
+from poclab.core.errors import PoclabError, UsageError
+from poclab.core.plaintext import shown
+from poclab.core.process import runner
+from poclab.core.programs import missing
+from poclab.core.units import MIB, format_size
+from poclab.disks import pool_disks
+from poclab.disks.digest import file_digest
 
 _E2FSPROGS = ("mke2fs", "e2fsck")
 _MTOOLS = ("mformat", "mmd", "mcopy")
@@ -90,7 +92,7 @@ class Direct:
     def _build(self, request: BuildRequest, arch: esp.Arch) -> Built:
         work = request.workdir
         tar = work / "image.tar"
-        container.export(request.image_id, tar)
+        podman.export(request.image_id, tar)
         events.step("look for kernel, initramfs and init", image=request.image)
         members = rootfs.listing(tar)
         bootable = _bootable(members, request)
@@ -100,7 +102,7 @@ class Direct:
         tar.unlink()
         target = work / "disk.qcow2"
         events.step("convert to qcow2", disk=str(target))
-        disk.convert_to_qcow2(raw, "raw", target)
+        pool_disks.convert_to_qcow2(raw, "raw", target)
         raw.unlink()
         return Built(target, {"kernel": bootable.kernel.version})
 
@@ -110,7 +112,7 @@ _FULL = "no space left on device"
 
 def _unwritable(request: BuildRequest, why: str) -> PoclabError:
     full = _FULL in why.lower()
-    fix = room.advice(request.workdir) if full else ""
+    fix = free_space.advice(request.workdir) if full else ""
     return PoclabError(f"the build cannot write in {request.workdir}", why=why, fix=fix)
 
 
@@ -155,10 +157,10 @@ def _check_space(request: BuildRequest) -> None:
 
     That goes by what podman says of the image's size; holes of sparse files are not in it.
     """
-    size = container.inspect(request.image_id).size
+    size = podman.inspect(request.image_id).size
     needed = size * 5 // 2 + 256 * MIB
     what = f"the build, which takes about {format_size(needed)}"
-    room.check(request.workdir, what, needed=needed, place=request.workdir.parent)
+    free_space.check(request.workdir, what, needed=needed, place=request.workdir.parent)
 
 
 def _bootable(members: rootfs.Members, request: BuildRequest) -> Bootable:
@@ -295,7 +297,7 @@ def _boot_files(root: _Root, bootable: Bootable, arch: esp.Arch) -> dict[str, es
 def _write_root(raw: Path, layout: esp.Layout, root: _Root, request: BuildRequest) -> None:
     work, place = request.workdir, layout.root_start
     content = rootfs.content_size(root.members)
-    room.check(work, "the image's files", needed=content, place=work.parent)
+    free_space.check(work, "the image's files", needed=content, place=work.parent)
     events.step("make the root file system", size=layout.root_size, files=len(root.members))
     rootfs.make_ext4(
         work,

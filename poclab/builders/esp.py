@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab.errors import PoclabError
-from poclab.run import CommandFailed, runner
-from poclab.units import MIB
+from poclab.core.errors import PoclabError
+from poclab.core.process import CommandFailed, runner
+from poclab.core.units import MIB
 
 SECTOR = 512
 # Writes a file's content to a new path.

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from poclab.builders import ext2fs
 from poclab.builders.ext2fs import BLOCK, Ext2Error, FileSystem
-from poclab.tarwalk import encoded
+from poclab.core.tar_reader import encoded
 
 _PIECE = 1 << 20
 _ZEROS = bytes(BLOCK)

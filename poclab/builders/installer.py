@@ -17,8 +17,8 @@ from typing import Any
 
 from poclab.builders import blueprint
 from poclab.builders.base import BuildRequest
-from poclab.errors import UsageError
-from poclab.names import shown
+from poclab.core.errors import UsageError
+from poclab.core.plaintext import shown
 
 _MAX_FILE = 1024**2
 # The customizations that an installer takes; the others are of disks (supported_options_iso of

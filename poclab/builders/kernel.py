@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from poclab.errors import PoclabError
+from poclab.core.errors import PoclabError
 
 # The version is an image's word that ends up in messages and in manifests, so it has to look like
 # `uname -r`: 64 bytes at most (utsname(2)). Other files are not kernels.

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poclab import container, events
-from poclab.builders import blueprint, contracts, failures, installer, privileged, source
+from poclab.builders import blueprint, commands, errors, inspect, installer, privileged
 from poclab.builders.base import BuildRequest, Built, Output, common_inputs
-from poclab.builders.contracts import Setup
+from poclab.builders.commands import Setup
 from poclab.builders.progress import Lines, Progress, watching
-from poclab.errors import PoclabError, UsageError
-from poclab.names import shown
-from poclab.run import CommandFailed, Result, runner
-from poclab.units import GIB, format_size
+from poclab.containers import podman
+from poclab.core import events
+from poclab.core.errors import PoclabError, UsageError
+from poclab.core.plaintext import shown
+from poclab.core.process import CommandFailed, Result, runner
+from poclab.core.units import GIB, format_size
 
 BIB = "bootc-image-builder"
 IMAGE_BUILDER = "image-builder"
@@ -64,7 +65,7 @@ class Contract:
 
 CONTRACTS = {
     BIB: Contract(
-        contracts.bib,
+        commands.bib,
         lambda output: output.bib,
         lambda output: output.bib_file,
         (
@@ -73,7 +74,7 @@ CONTRACTS = {
         ),
     ),
     IMAGE_BUILDER: Contract(
-        contracts.image_builder,
+        commands.image_builder,
         lambda output: output.image_builder,
         lambda output: output.file,
         (
@@ -126,7 +127,7 @@ class Osbuild:
             text = json.dumps(blueprint.load(request.blueprint), sort_keys=True)
             found["blueprint"] = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
         if image := builder_image(self.name, request.builder_image):
-            if container.exists(image, root=True):
+            if podman.exists(image, root=True):
                 found["builder_digest"] = digest(image)
         else:
             found["builder_version"] = host_program().version
@@ -141,21 +142,21 @@ class Osbuild:
         """
         _note_size(self.name, request)
         privileged.remove_leftovers(request.workdir)
-        source.check_label(request.image, container.inspect(request.image_id).labels)
-        inside = source.look_inside(request)
-        source.check_os_release(inside.os_release)
+        inspect.check_label(request.image, podman.inspect(request.image_id).labels)
+        inside = inspect.look_inside(request)
+        inspect.check_os_release(inside.os_release)
         merged = self._blueprint(request, inside)
         if request.installer is not None:
             _bring_installer(request.installer, request.workdir)
         program = self._program(request)
         merged, root_size = _sized(request, merged, program)
-        container.copy_to_root(request.image_id, request.image, request.workdir)
+        podman.copy_to_root(request.image_id, request.image, request.workdir)
         # The builder goes by name: what it finds must be what was built.
-        if container.inspect(request.image, root=True).id != request.image_id:
+        if podman.inspect(request.image, root=True).id != request.image_id:
             raise PoclabError(f"{request.image} became another image meanwhile", fix="build again")
         return _run(request, merged, program, root_size)
 
-    def _blueprint(self, request: BuildRequest, inside: source.Inside) -> dict[str, Any]:
+    def _blueprint(self, request: BuildRequest, inside: inspect.Inside) -> dict[str, Any]:
         user = None if self.user in (None, "root", *inside.users) else self.user
         if not request.output.iso:
             return blueprint.merged(request, user)
@@ -249,12 +250,12 @@ def _bring_installer(image: str, workdir: Path) -> None:
     Raises:
         PoclabError: it is not there, is none, or became another one meanwhile.
     """
-    root = not container.exists(image)
-    info = container.inspect(image, root=root)
-    source.check_label(image, info.labels)
+    root = not podman.exists(image)
+    info = podman.inspect(image, root=root)
+    inspect.check_label(image, info.labels)
     if not root:
-        container.copy_to_root(info.id, image, workdir)
-    if container.inspect(image, root=True).id != info.id:
+        podman.copy_to_root(info.id, image, workdir)
+    if podman.inspect(image, root=True).id != info.id:
         raise PoclabError(f"{shown(image, 200)} is another image in root's storage")
 
 
@@ -294,24 +295,24 @@ def fetched(image: str, log: Path) -> str:
     Raises:
         PoclabError: it is not there and cannot be pulled.
     """
-    there = container.exists(image, root=True)
+    there = podman.exists(image, root=True)
     lines = Lines()
     code = 125
     if not is_local(image):
         events.step("fetch the builder's container image", image=image)
-        argv = [*container.podman(root=True), "pull", "--", image]
+        argv = [*podman.podman(root=True), "pull", "--", image]
         code = runner().stream(argv, lines.see, log=log)
         if code != 0 and there:
             events.debug(f"{image} is used as it is here: {lines.said}")
     if code != 0 and not there:
         lines.see("" if lines.tail else f"{image}: image not known in root's container storage")
-        raise failures.explained(lines, code, log, image)
+        raise errors.explained(lines, code, log, image)
     return image
 
 
 def digest(image: str) -> str:
     """The digest of a builder's image in root's storage, or its ID where it has none."""
-    info = container.inspect(image, root=True)
+    info = podman.inspect(image, root=True)
     return info.digest or info.id
 
 
@@ -342,12 +343,12 @@ def probe(image: str) -> Program:
 
 def _asked(image: str, *words: str) -> Result:
     """Run a builder's program in its container, without anything of this host."""
-    name = container.container_name("probe")
-    argv = [*container.podman(root=True), "run", "--rm", "--pull=never", "--network=none"]
+    name = podman.container_name("probe")
+    argv = [*podman.podman(root=True), "run", "--rm", "--pull=never", "--network=none"]
     try:
         return runner().run([*argv, "--name", name, image, *words], check=False, timeout=120)
     finally:
-        container.remove_container(name, root=True)
+        podman.remove_container(name, root=True)
 
 
 def takes_size(program: Program) -> bool:
@@ -437,7 +438,7 @@ def _run(
         setup = Setup(
             output,
             privileged.graph_root(),
-            container.container_name("osbuild"),
+            podman.container_name("osbuild"),
             program.image,
             config=_config(request, merged),
             owner=f"{os.getuid()}:{os.getgid()}",
@@ -448,7 +449,7 @@ def _run(
         lines, code = _watched(request, program, setup)
         if code != 0:
             where = program.image or program.kind
-            raise failures.explained(lines, code, request.log, where, program.kind)
+            raise errors.explained(lines, code, request.log, where, program.kind)
         made = output / contract.result(request.output)
         privileged.take(made, target, program.kind, request.log)
     known = {"program": program.kind, "program_version": program.version}
@@ -479,5 +480,5 @@ def _watched(request: BuildRequest, program: Program, setup: Setup) -> tuple[Lin
             code = runner().stream(command, lines.see, log=request.log, timeout=privileged.TIMEOUT)
     finally:
         if program.image:
-            container.remove_container(setup.name, root=True)
+            podman.remove_container(setup.name, root=True)
     return lines, code

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from poclab import container, events
-from poclab.errors import PoclabError
-from poclab.run import CommandFailed, runner
+from poclab.containers import podman
+from poclab.core import events
+from poclab.core.errors import PoclabError
+from poclab.core.process import CommandFailed, runner
 
 OUTPUT = "builder-output"
 TIMEOUT = 4 * 3600.0
@@ -24,10 +25,10 @@ def check(builder: str, *programs: str) -> None:
     Raises:
         PoclabError: one or sudo is missing, or sudo refuses.
     """
-    for program in [*programs, *container.sudo_prefix()]:
+    for program in [*programs, *podman.sudo_prefix()]:
         if runner().which(program) is None:
             raise PoclabError(f"{program} is not installed", fix=f"install the package {program}")
-    if container.sudo_prefix():
+    if podman.sudo_prefix():
         _check_sudo(builder)
 
 
@@ -54,7 +55,7 @@ def graph_root() -> Path:
     Raises:
         PoclabError: podman does not work.
     """
-    argv = [*container.podman(root=True), "info", "--format", "json"]
+    argv = [*podman.podman(root=True), "info", "--format", "json"]
     try:
         store = json.loads(runner().run(argv, timeout=120).stdout)["store"]
         return Path(str(store["graphRoot"]))
@@ -70,7 +71,7 @@ def entrypoint(image: str, *, root: bool = True) -> tuple[str, ...]:
     Raises:
         PoclabError: it is not there, or podman does not work.
     """
-    argv = [*container.podman(root=root), "image", "inspect", "--format", "json", "--", image]
+    argv = [*podman.podman(root=root), "image", "inspect", "--format", "json", "--", image]
     try:
         config = json.loads(runner().run(argv).stdout)[0].get("Config") or {}
         words = config.get("Entrypoint") or []
@@ -109,7 +110,7 @@ def remove_leftovers(workdir: Path) -> None:
 
     The pool sweeps its work directories itself, but an ordinary user cannot delete root's files.
     """
-    for name in container.remove_leftovers(root=True):
+    for name in podman.remove_leftovers(root=True):
         events.debug(f"removed container {name}, left by an interrupted build")
     for output in workdir.absolute().parent.glob(f"*/{OUTPUT}"):
         try:
@@ -134,18 +135,18 @@ def _unused(output: Path) -> Iterator[None]:
 def release_loops(output: Path) -> None:
     """Detach the loop devices that a killed `bootc install` left on files of an output tree."""
     for file in output.glob("*.raw"):
-        argv = [*container.sudo_prefix(), "losetup", "--noheadings", "--output", "NAME"]
+        argv = [*podman.sudo_prefix(), "losetup", "--noheadings", "--output", "NAME"]
         found = runner().run([*argv, "--associated", str(file)], check=False, timeout=60)
         for device in found.stdout.split():
             events.debug(f"detach {device}, left by an interrupted build")
-            argv = [*container.sudo_prefix(), "losetup", "--detach", device]
+            argv = [*podman.sudo_prefix(), "losetup", "--detach", device]
             runner().run(argv, check=False, timeout=60)
 
 
 def clean(output: Path) -> None:
     """Remove the output tree, which a builder fills as root and hands over at its end only."""
     shutil.rmtree(output, ignore_errors=True)
-    if output.exists() and container.sudo_prefix():
+    if output.exists() and podman.sudo_prefix():
         argv = ["sudo", "rm", "-r", "-f", "--one-file-system", "--", str(output)]
         result = runner().run(argv, check=False, timeout=300)
         if result.code != 0:
@@ -167,7 +168,7 @@ def take(made: Path, target: Path, builder: str, log: Path) -> Path:
     if made.stat().st_uid != os.geteuid():
         owner = f"{os.getuid()}:{os.getgid()}"
         runner().run(
-            [*container.sudo_prefix(), "chown", "--no-dereference", "--", owner, str(made)],
+            [*podman.sudo_prefix(), "chown", "--no-dereference", "--", owner, str(made)],
             timeout=60,
         )
     made.rename(target)

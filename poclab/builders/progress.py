@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from poclab import events
-from poclab.beside import repeating
+from poclab.core import events
+from poclab.core.background import repeating
 
 # `--progress=debug` of osbuild/images' progress package: `[done / total] text`, two blanks
 # before it a level, `pulse: text` for a step of unknown length and `msg: text` for details.

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from poclab import events, room
-from poclab.errors import PoclabError
-from poclab.names import plain, shown
-from poclab.run import runner
-from poclab.tarwalk import Held, Member, TarError, TarReader, encoded
-from poclab.units import GIB, MIB, format_size
+from poclab.core import events, free_space
+from poclab.core.errors import PoclabError
+from poclab.core.plaintext import plain, shown
+from poclab.core.process import runner
+from poclab.core.tar_reader import Held, Member, TarError, TarReader, encoded
+from poclab.core.units import GIB, MIB, format_size
 
 _BLOCK = 4096
 _INODE = 256
@@ -360,7 +360,7 @@ def fill(work: Path, disk: str, tree: Tree, *, offset: int, size: int, epoch: in
         resource.RLIMIT_FSIZE: offset + size,
     }
     # The disk's file is sparse: its blocks are taken as they are written.
-    watch = room.watch(work, "the image's files", place=work.parent)
+    watch = free_space.watch(work, "the image's files", place=work.parent)
     code = runner().stream(
         argv, reader.line, env=env, cwd=work, timeout=3600, limits=limits, watch=watch
     )

@@ -10,22 +10,24 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from poclab import __version__, files, groups, interrupts, output
+from poclab import __version__
 from poclab.cli import (
     context,
+    disk_usage,
     doctor,
     image,
-    iso,
+    image_inspect,
+    installer,
     lab,
     marks,
-    restore,
-    space,
-    store,
+    output,
+    parked,
     switch,
     vm,
     warm,
 )
-from poclab.errors import PoclabError
+from poclab.core import files, interrupts, process_groups
+from poclab.core.errors import PoclabError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -41,13 +43,13 @@ lab.register(app)
 vm.register(app)
 marks.register(app)
 switch.register(app)
-store.register(image.app)
-iso.register(image.app)
+image_inspect.register(image.app)
+installer.register(image.app)
 app.add_typer(image.app, name="image")
-space.register(app)
+disk_usage.register(app)
 app.add_typer(warm.app, name="warm")
-restore.register(app)
-app.add_typer(restore.app, name="parked")
+parked.register(app)
+app.add_typer(parked.app, name="parked")
 doctor.register(app)
 
 
@@ -114,7 +116,7 @@ def run() -> NoReturn:
         interrupts.settle()
         code = _INTERRUPTED
     if code == _INTERRUPTED:
-        groups.end_all()
+        process_groups.end_all()
         with suppress(OSError):  # the terminal may be gone
             output.tell("interrupted: the same command again goes on from here")
     with suppress(OSError):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from poclab import events, output
-from poclab.errors import UsageError
-from poclab.names import check_name, shown
-from poclab.output import Format
+from poclab.cli import output
+from poclab.core import events
+from poclab.core.errors import UsageError
+from poclab.core.plaintext import shown
+from poclab.model.names import check_name
 
 if TYPE_CHECKING:
-    from poclab.model import Lab
+    from poclab.model.model import Lab
     from poclab.virt.host import Host
 
 
@@ -42,36 +41,6 @@ class Options:
 
 _options = Options()
 _reporter: output.Reporter | None = None
-
-OutputOption = Annotated[
-    Format,
-    typer.Option("-o", "--output", envvar="POCLAB_OUTPUT", help="How to print the listing."),
-]
-VmsArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[VM]...",
-        help="VM or LAB/VM.",
-        autocompletion=lambda incomplete: complete_vm(incomplete),
-    ),
-]
-LabOption = Annotated[
-    str | None,
-    typer.Option(
-        "--lab",
-        metavar="LAB",
-        help="The lab, for --all or bare VM names.",
-        autocompletion=lambda incomplete: complete_up_lab(incomplete),
-    ),
-]
-WarmOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--warm/--no-warm",
-        help="Keep memory for warm resets, or boot in any case; left out: as the lab file says.",
-    ),
-]
-YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 
 def options() -> Options:
@@ -117,39 +86,6 @@ def host() -> Iterator[Host]:
 
     with connect(options().connect, options().accel) as found:
         yield found
-
-
-def confirmed(question: str, *, yes: bool) -> bool:
-    """Ask where somebody can answer; a script that says nothing means yes."""
-    if yes or not output.interactive():
-        return True
-    end_progress()
-    return output.ask(question)
-
-
-def check_terminal() -> None:
-    """See that somebody can answer a question that no option answers.
-
-    Raises:
-        UsageError: nobody can.
-    """
-    if not output.interactive():
-        raise UsageError(
-            "that wants an answer on a terminal",
-            why="standard input or standard error is none",
-            fix="run it in a terminal, or write the ISO by hand with dd",
-        )
-
-
-def insisted(question: str, *words: str) -> bool:
-    """Have one of some words typed; no option and no script can answer instead.
-
-    Raises:
-        UsageError: nobody can answer.
-    """
-    check_terminal()
-    end_progress()
-    return output.typed(question) in words
 
 
 def lab_file(text: str) -> Path:
@@ -203,85 +139,3 @@ def load_lab(text: str) -> Lab:
 
 
 # --- completion ---------------------------------------------------------------------------
-
-
-def complete_lab(incomplete: str) -> list[str]:
-    """Names of lab files."""
-    labs = Path(options().directory) / "labs"
-    return [item.stem for item in sorted(labs.glob("*.yaml")) if item.stem.startswith(incomplete)]
-
-
-def complete_image(incomplete: str) -> list[str]:
-    """Names of image definitions."""
-    found = (Path(options().directory) / "images").glob("*/image.yaml")
-    return sorted(item.parent.name for item in found if item.parent.name.startswith(incomplete))
-
-
-def complete_vm(incomplete: str) -> list[str]:
-    """Names of VMs on the host."""
-    try:
-        with host() as found:
-            records = [vm.record for vm in found.vms()]
-    except Exception:  # completion never prints an error
-        return []
-    names = [record.name for record in records] + [record.path for record in records]
-    return sorted({name for name in names if name.startswith(incomplete)})
-
-
-def complete_target(incomplete: str) -> list[str]:
-    """Names of VMs and labs on the host."""
-    return sorted({*complete_vm(incomplete), *complete_up_lab(incomplete)})
-
-
-def complete_version(incomplete: str) -> list[str]:
-    """Tags of versions, and marks of labs."""
-    from poclab.marks import Marks
-    from poclab.store import Store
-
-    try:
-        with host() as found:
-            names = {item.ref.tag for item in Store(found.pool, found.uri).versions()}
-            names |= {mark.name for mark in Marks.of(found.pool).marks}
-    except Exception:  # completion never prints an error
-        return []
-    return sorted(name for name in names if name.startswith(incomplete))
-
-
-def complete_mark(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Marks of the lab that was typed before."""
-    from poclab.marks import Marks
-
-    try:
-        with host() as found:
-            names = [mark.name for mark in Marks.of(found.pool, ctx.params.get("lab")).marks]
-    except Exception:  # completion never prints an error
-        return []
-    return sorted(name for name in names if name.startswith(incomplete))
-
-
-def complete_up_lab(incomplete: str) -> list[str]:
-    """Names of labs on the host."""
-    try:
-        with host() as found:
-            labs = {vm.record.lab for vm in found.vms()}
-    except Exception:  # completion never prints an error
-        return []
-    return sorted(name for name in labs if name.startswith(incomplete))
-
-
-def show_vms(host: Host, paths: Collection[str], form: Format, ready: Collection[str] = ()) -> None:
-    """Print the status of some VMs, by `LAB/VM`, unless asked to be quiet.
-
-    Args:
-        host: the host.
-        paths: the VMs.
-        form: how to print it.
-        ready: those that were seen ready a moment ago.
-    """
-    from poclab.status import status
-
-    if options().quiet:
-        return
-    labs = frozenset(path.partition("/")[0] for path in paths)
-    rows = status(host, labs, paths, ready) if paths else []
-    output.listing(rows, output.STATUS, form, lambda row: f"{row.lab}/{row.vm}")

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from poclab import output
-from poclab.cli import context
-from poclab.cli.context import OutputOption
-from poclab.errors import PoclabError
-from poclab.output import Column, Format
+from poclab.cli import context, output, tables
+from poclab.cli.options import OutputOption
+from poclab.cli.output import Format
+from poclab.cli.tables import Column
+from poclab.core.errors import PoclabError
 
 ORPHANS = (Column("KIND", "kind"), Column("NAME", "name"), Column("WHY", "why"))
 
@@ -34,16 +34,16 @@ def doctor(
     if orphans:
         _orphans(form)
         return
-    from poclab.doctor import examine
+    from poclab.maintenance.doctor import examine
 
     rows = examine(given.connect, given.accel)
-    output.listing(rows, output.CHECKS, form, lambda row: row.check)
+    output.listing(rows, tables.CHECKS, form, lambda row: row.check)
     if any(row.result == "missing" for row in rows):
         raise typer.Exit(1)
 
 
 def _fix(uri: str | None, accel: str) -> None:
-    from poclab.repair import mend
+    from poclab.maintenance.repair import mend
 
     failed: list[PoclabError] = []
     count = 0
@@ -62,7 +62,7 @@ def _fix(uri: str | None, accel: str) -> None:
 
 
 def _orphans(form: Format) -> None:
-    from poclab.images import orphans
+    from poclab.maintenance.orphans import orphans
 
     with context.host() as host:
         rows = orphans(host)

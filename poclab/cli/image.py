@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from poclab import output
-from poclab.cli import context
-from poclab.cli.context import OutputOption, YesOption
-from poclab.errors import UsageError
-from poclab.model import Profile, Ref
-from poclab.names import check_name, check_tag
-from poclab.output import Format
-from poclab.units import format_size
+from poclab.cli import completion, context, output, prompts, tables
+from poclab.cli.options import OutputOption, YesOption
+from poclab.cli.output import Format
+from poclab.core.errors import UsageError
+from poclab.core.units import format_size
+from poclab.model.names import check_name, check_tag
+from poclab.model.version import Profile, Ref
 
 app = typer.Typer(
     help="Versions of images: build, list, import, tag, remove.",
@@ -30,7 +29,7 @@ def build(
         typer.Argument(
             metavar="IMAGE",
             help="images/IMAGE/ or a directory with image.yaml.",
-            autocompletion=context.complete_image,
+            autocompletion=completion.complete_image,
         ),
     ],
     tag: Annotated[str, typer.Option("--tag", "-t", metavar="TAG", help="The version's tag.")],
@@ -47,11 +46,11 @@ def build(
     ] = False,
 ) -> None:
     """Build a container image, make a bootable disk of it, store it as a version."""
-    from poclab.build import build_image
-    from poclab.images import collect
-    from poclab.inactive import pack_older
+    from poclab.images.build import build_image
+    from poclab.images.lifecycle import collect
+    from poclab.images.pack import pack_older
     from poclab.schema.image import load_image
-    from poclab.store import Store
+    from poclab.store.versions import Store
 
     check_tag(tag)
     definition = load_image(context.image_directory(image))
@@ -92,14 +91,14 @@ def list_(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """List the versions on the host."""
-    from poclab.versions import image_rows
+    from poclab.images.catalog import image_rows
 
     wanted = {check_name("image", name) for name in images or ()}
     with context.host() as host:
         rows = [row for row in image_rows(host) if not wanted or row.name in wanted]
     output.listing(
         rows,
-        output.IMAGES,
+        tables.IMAGES,
         form,
         lambda row: f"{row.name}:{row.tag}",
         empty="no version is stored on this host",
@@ -143,10 +142,10 @@ def import_(
 ) -> None:
     """Store a disk that no container image can hold as a version."""
     from poclab.cli import importing
-    from poclab.images import collect
-    from poclab.importer import Wish, import_disk
-    from poclab.inactive import pack_older
-    from poclab.store import Store
+    from poclab.images.import_disk import Wish, import_disk
+    from poclab.images.lifecycle import collect
+    from poclab.images.pack import pack_older
+    from poclab.store.versions import Store
 
     name = Ref.parse(ref)
     if sha256 and digest:
@@ -175,7 +174,7 @@ def tag(
     target: Annotated[str, typer.Argument(metavar="NAME:NEWTAG", help="Its second name.")],
 ) -> None:
     """Give a version a second name; the disk is shared."""
-    from poclab.images import tag as give
+    from poclab.images.lifecycle import tag as give
 
     old, new = Ref.parse(source), Ref.parse(target)
     with context.host() as host:
@@ -188,10 +187,10 @@ def rm(
     yes: YesOption = False,
 ) -> None:
     """Remove versions that no VM stands on."""
-    from poclab.images import remove
+    from poclab.images.lifecycle import remove
 
     found = [Ref.parse(text) for text in dict.fromkeys(refs)]
-    if not context.confirmed(f"Remove {', '.join(map(str, found))}?", yes=yes):
+    if not prompts.confirmed(f"Remove {', '.join(map(str, found))}?", yes=yes):
         output.tell("nothing was removed")
         raise typer.Exit(1)
     with context.host() as host:
@@ -206,13 +205,13 @@ def pack(
     ] = None,
 ) -> None:
     """Compress versions that no VM stands on; `up` and `reset` bring them back."""
-    from poclab import inactive
+    from poclab.images import pack as packing
 
     found = [Ref.parse(text) for text in dict.fromkeys(refs or ())]
     with context.host() as host:
         if found:
-            inactive.pack(host, found)
-        elif not inactive.pack_all(host) and not context.options().quiet:
+            packing.pack(host, found)
+        elif not packing.pack_all(host) and not context.options().quiet:
             output.tell("no version is to be packed")
         host.settle()
 
@@ -222,9 +221,9 @@ def unpack(
     refs: Annotated[list[str], typer.Argument(metavar="NAME:TAG...", help="Versions.")],
 ) -> None:
     """Bring packed versions back, for a quick `up` or `reset` later."""
-    from poclab import inactive
+    from poclab.images import pack as packing
 
     found = [Ref.parse(text) for text in dict.fromkeys(refs)]
     with context.host() as host:
-        inactive.unpack(host, found)
+        packing.unpack(host, found)
         host.settle()

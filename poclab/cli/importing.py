@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from poclab import output
-from poclab.content import Guess
-from poclab.errors import UsageError
-from poclab.model import Profile
-from poclab.names import shown
-from poclab.units import parse_size
+from poclab.cli import output
+from poclab.core.errors import UsageError
+from poclab.core.plaintext import shown
+from poclab.core.units import parse_size
+from poclab.disks.profile_guess import Guess
+from poclab.model.version import Profile
 
 
 def source(file: str) -> Path | BinaryIO:

@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poclab import output
-from poclab.cli import context
-from poclab.cli.context import OutputOption, WarmOption, YesOption
-from poclab.errors import PoclabError, Problems
-from poclab.names import check_name
-from poclab.output import Format
+from poclab.cli import completion, context, output, prompts, tables
+from poclab.cli.options import OutputOption, WarmOption, YesOption
+from poclab.cli.output import Format
+from poclab.core.errors import PoclabError, Problems
+from poclab.model.names import check_name
 
 if TYPE_CHECKING:
-    from poclab.down import Downfall
-    from poclab.plan import Plan
-    from poclab.status import VmRow
+    from poclab.labs.down import Downfall
+    from poclab.labs.status import VmRow
+    from poclab.planning.plan import Plan
 
 LabArgument = Annotated[
     str,
     typer.Argument(
         metavar="LAB",
         help="A name (labs/NAME.yaml) or file.",
-        autocompletion=context.complete_lab,
+        autocompletion=completion.complete_lab,
     ),
 ]
 
@@ -73,7 +72,7 @@ def _show_plan(found: Plan, form: Format) -> None:
         output.tell(f"note: {line}")
     output.listing(
         _rows(found),
-        output.ACTIONS,
+        tables.ACTIONS,
         form,
         lambda row: row.target,
         empty=f"{found.lab} is as its file asks for: nothing to do",
@@ -90,8 +89,8 @@ def up(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Bring a lab up, or up to date with its file."""
-    from poclab.status import status as rows
-    from poclab.up import up as bring_up
+    from poclab.labs.status import status as rows
+    from poclab.labs.up import up as bring_up
 
     wanted = context.load_lab(lab)
 
@@ -102,7 +101,7 @@ def up(
             for action in found.actions:
                 output.tell(f"  {action}")
         risky = any(action.reboots or action.discards for action in found.actions)
-        return not risky or context.confirmed(f"Change {found.lab}?", yes=yes)
+        return not risky or prompts.confirmed(f"Change {found.lab}?", yes=yes)
 
     with context.host() as host:
         outcome = bring_up(host, wanted, dry_run=dry_run, keep_warm=warm, confirm=confirm)
@@ -137,7 +136,7 @@ def plan(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Print what `up` would do, with reasons."""
-    from poclab.up import up as bring_up
+    from poclab.labs.up import up as bring_up
 
     wanted = context.load_lab(lab)
     with context.host() as host:
@@ -153,7 +152,7 @@ def down(
         typer.Argument(
             metavar="LAB",
             help="The lab's name; its file is not needed.",
-            autocompletion=context.complete_up_lab,
+            autocompletion=completion.complete_up_lab,
         ),
     ],
     volumes: Annotated[
@@ -165,7 +164,7 @@ def down(
     yes: YesOption = False,
 ) -> None:
     """Remove a lab's VMs, their disks and its networks; nothing else."""
-    from poclab.down import down as take_down
+    from poclab.labs.down import down as take_down
 
     def confirm(found: Downfall) -> bool:
         parts = [f"VMs {', '.join(found.vms)}"] if found.vms else []
@@ -175,7 +174,7 @@ def down(
         if parked and found.parked:
             parts.append(f"parked disks {', '.join(found.parked)}")
         stay = "" if parked or not found.parked else f" (stays: {', '.join(found.parked)})"
-        return context.confirmed(f"Remove {'; '.join(parts)} of {lab}{stay}?", yes=yes)
+        return prompts.confirmed(f"Remove {'; '.join(parts)} of {lab}{stay}?", yes=yes)
 
     check_name("lab", lab)
     with context.host() as host:
@@ -196,7 +195,7 @@ def down(
 
 
 def _disk_name(volume: str) -> str:
-    from poclab.volumes import VolumeName
+    from poclab.model.volumes import VolumeName
 
     name = VolumeName.parse(volume)
     return f"{name.vm}/{name.disk}"
@@ -206,13 +205,13 @@ def status(
     labs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[LAB]...", help="Only these labs.", autocompletion=context.complete_up_lab
+            metavar="[LAB]...", help="Only these labs.", autocompletion=completion.complete_up_lab
         ),
     ] = None,
     form: OutputOption = Format.TABLE,
 ) -> None:
     """List the VMs of all labs on the host."""
-    from poclab.status import status as rows
+    from poclab.labs.status import status as rows
 
     wanted = frozenset(check_name("lab", lab) for lab in labs or ())
     with context.host() as host:
@@ -222,7 +221,7 @@ def status(
 def _show_status(rows: list[VmRow], form: Format, labs: str = "") -> None:
     output.listing(
         rows,
-        output.STATUS,
+        tables.STATUS,
         form,
         lambda row: f"{row.lab}/{row.vm}",
         empty=f"not up on this host: {labs}" if labs else "no lab is up on this host",
@@ -257,7 +256,7 @@ def schema(
     """Print the JSON Schema of lab files (or image files) for editors."""
     import json
 
-    from poclab.errors import UsageError
+    from poclab.core.errors import UsageError
     from poclab.schema.image import image_json_schema
     from poclab.schema.lab import json_schema
 

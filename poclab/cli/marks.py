@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from poclab import output
-from poclab.cli import context
-from poclab.cli.context import OutputOption
-from poclab.names import plain
-from poclab.output import Format
+from poclab.cli import completion, context, output, tables
+from poclab.cli.options import OutputOption
+from poclab.cli.output import Format
+from poclab.core.plaintext import plain
 
 _Lab = Annotated[
-    str, typer.Argument(metavar="LAB", help="The lab.", autocompletion=context.complete_up_lab)
+    str, typer.Argument(metavar="LAB", help="The lab.", autocompletion=completion.complete_up_lab)
 ]
 
 
@@ -43,7 +42,7 @@ def mark(
     force: Annotated[bool, typer.Option("--force", help="Move a mark that is there.")] = False,
 ) -> None:
     """Name the versions that a lab's VMs run, to bring exactly these back with reset."""
-    from poclab import marking
+    from poclab.labs import mark as marking
 
     wish = marking.Wish(lab, name, plain(message), commit, quiesce, force)
     with context.host() as host:
@@ -57,18 +56,18 @@ def list_(
     lab: Annotated[
         str | None,
         typer.Argument(
-            metavar="[LAB]", help="Only those of it.", autocompletion=context.complete_up_lab
+            metavar="[LAB]", help="Only those of it.", autocompletion=completion.complete_up_lab
         ),
     ] = None,
     form: OutputOption = Format.TABLE,
 ) -> None:
     """List the marks of labs."""
-    from poclab.marking import rows
+    from poclab.labs.mark import rows
 
     with context.host() as host:
         found = rows(host, lab)
     empty = "there is no mark" if lab is None else f"{lab} has no mark"
-    output.listing(found, output.MARKS, form, lambda row: f"{row.lab}@{row.name}", empty=empty)
+    output.listing(found, tables.MARKS, form, lambda row: f"{row.lab}@{row.name}", empty=empty)
 
 
 def unmark(
@@ -76,12 +75,12 @@ def unmark(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="The mark to remove.", autocompletion=context.complete_mark
+            metavar="NAME", help="The mark to remove.", autocompletion=completion.complete_mark
         ),
     ],
 ) -> None:
     """Remove a mark; the versions it names stay."""
-    from poclab.marking import unmark as remove
+    from poclab.labs.mark import unmark as remove
 
     with context.host() as host:
         remove(host, lab, name)

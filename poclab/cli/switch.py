@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poclab import output
-from poclab.cli import context
-from poclab.cli.context import OutputOption, YesOption
-from poclab.model import Transport
-from poclab.output import Format
+from poclab.cli import completion, context, output, prompts, results
+from poclab.cli.options import OutputOption, YesOption
+from poclab.cli.output import Format
+from poclab.model.version import Transport
 
 if TYPE_CHECKING:
     pass
@@ -24,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def switch(
     vm: Annotated[
         str,
-        typer.Argument(metavar="VM", help="VM or LAB/VM.", autocompletion=context.complete_vm),
+        typer.Argument(metavar="VM", help="VM or LAB/VM.", autocompletion=completion.complete_vm),
     ],
     to: Annotated[str, typer.Option("--to", metavar="TAG", help="The version.")],
     transport: Annotated[
@@ -35,14 +34,14 @@ def switch(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Have bootc in a running VM boot another version in place; /etc and /var stay."""
-    from poclab.find import find_vm
-    from poclab.switch import switch as put
+    from poclab.labs.selectors import find_vm
+    from poclab.labs.switch import switch as put
 
     with context.host() as host:
         target = find_vm(host.vms(), vm)
         question = f"Reboot {target.record.path} into {target.record.version.image}:{to}?"
-        if not context.confirmed(question, yes=yes):
+        if not prompts.confirmed(question, yes=yes):
             output.tell("nothing was done")
             raise typer.Exit(1)
         done = put(host, target, to, transport)
-        context.show_vms(host, {done.path}, form)
+        results.show_vms(host, {done.path}, form)

@@ -6,24 +6,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poclab import output
-from poclab.cli import context
-from poclab.cli.context import LabOption, OutputOption, WarmOption, YesOption
-from poclab.cli.restore import ExpiresOption, KeepOldOption, lifetime
-from poclab.errors import PoclabError, UsageError
-from poclab.model import Ref
-from poclab.names import plain
-from poclab.output import Format
-from poclab.units import format_size
+from poclab.cli import completion, context, output, prompts, results, tables
+from poclab.cli.options import (
+    ExpiresOption,
+    KeepOldOption,
+    LabOption,
+    OutputOption,
+    WarmOption,
+    YesOption,
+    lifetime,
+)
+from poclab.cli.output import Format
+from poclab.cli.results import show_reset
+from poclab.core.errors import PoclabError, UsageError
+from poclab.core.plaintext import plain
+from poclab.core.units import format_size
+from poclab.model.version import Ref
 
 if TYPE_CHECKING:
-    from poclab.find import Target
-    from poclab.reset import Reset
-    from poclab.virt.host import Host
+    from poclab.labs.selectors import Target
 
 VmArgument = Annotated[
     str,
-    typer.Argument(metavar="VM", help="VM or LAB/VM.", autocompletion=context.complete_vm),
+    typer.Argument(metavar="VM", help="VM or LAB/VM.", autocompletion=completion.complete_vm),
 ]
 
 
@@ -40,7 +45,9 @@ def reset(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...", help="VM, LAB/VM or LAB.", autocompletion=context.complete_target
+            metavar="[NAME]...",
+            help="VM, LAB/VM or LAB.",
+            autocompletion=completion.complete_target,
         ),
     ] = None,
     to: Annotated[
@@ -49,7 +56,7 @@ def reset(
             "--to",
             metavar="TAG|MARK",
             help="The version, or a mark of the lab; left out: the one it runs, clean.",
-            autocompletion=context.complete_version,
+            autocompletion=completion.complete_version,
         ),
     ] = None,
     lab: LabOption = None,
@@ -66,16 +73,18 @@ def reset(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Put VMs, or whole labs, on clean disks of a version; data disks with keep: true stay."""
-    from poclab import aims
-    from poclab.find import find_lab, find_targets, whole
-    from poclab.marks import Marks
-    from poclab.reset import reset as put
+    from poclab.labs import reset_targets
+    from poclab.labs.reset import reset as put
+    from poclab.labs.selectors import find_lab, find_targets, whole
+    from poclab.store.marks import Marks
 
     keep = lifetime(keep_old, expires)
     if every == bool(names):
         raise UsageError("name VMs or labs, or say --all")
     with context.host() as host:
-        choose = aims.same if to is None else aims.to(to, lambda: Marks.of(host.pool))
+        choose = (
+            reset_targets.same if to is None else reset_targets.to(to, lambda: Marks.of(host.pool))
+        )
         found = host.vms()
         if every:
             targets = whole(found if lab is None else find_lab(found, lab))
@@ -83,7 +92,7 @@ def reset(
             targets = find_targets(found, names or (), lab)
         if not targets:
             raise PoclabError("there is nothing to reset", why="no lab is up on this host")
-        if every and lab is None and not context.confirmed(_question(targets), yes=yes):
+        if every and lab is None and not prompts.confirmed(_question(targets), yes=yes):
             output.tell("nothing was done")
             raise typer.Exit(1)
         resets = put(host, targets, choose, wait=wait, keep_warm=warm, keep_old=keep)
@@ -104,9 +113,9 @@ def rollback(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Put a VM on a clean disk of the version that it ran before, or in place if switched so."""
-    from poclab.find import find_vm
-    from poclab.reset import rollback as put_back
-    from poclab.switch import rollback as boot_back
+    from poclab.labs.reset import rollback as put_back
+    from poclab.labs.selectors import find_vm
+    from poclab.labs.switch import rollback as boot_back
 
     keep = lifetime(keep_old, expires)
     with context.host() as host:
@@ -119,23 +128,10 @@ def rollback(
                     fix="leave --warm, --no-warm and --no-wait out",
                 )
             done = boot_back(host, target)
-            context.show_vms(host, {done.path}, form)
+            results.show_vms(host, {done.path}, form)
             return
         resets = put_back(host, target, wait=wait, keep_warm=warm, keep_old=keep)
         show_reset(host, resets, form if wait else None)
-
-
-def show_reset(host: Host, resets: list[Reset], form: Format | None) -> None:
-    """Print the status of VMs that were reset, if in a form, and raise what went wrong."""
-    if form is not None:
-        # Of several VMs the first may have been ready minutes ago.
-        ready = {item.path for item in resets if not item.error and len(resets) == 1}
-        context.show_vms(host, {item.path for item in resets}, form, ready)
-    errors = [item.error for item in resets if item.error]
-    for error in errors[:-1]:
-        output.show_error(error)
-    if errors:
-        raise errors[-1]
 
 
 def commit(
@@ -161,16 +157,16 @@ def commit(
     yes: YesOption = False,
 ) -> None:
     """Make a version of a VM's system disk, and put the VM on it."""
-    from poclab.commit import Wish
-    from poclab.commit import commit as make
-    from poclab.find import find_vm
+    from poclab.labs.commit import Wish
+    from poclab.labs.commit import commit as make
+    from poclab.labs.selectors import find_vm
 
     wish = Wish(Ref.parse(ref), plain(message), shutdown, flatten, quiesce)
     with context.host() as host:
         target = find_vm(host.vms(), vm)
         path = target.record.path
         stops = target.active and shutdown
-        if stops and not context.confirmed(f"Shut {path} down for it?", yes=yes):
+        if stops and not prompts.confirmed(f"Shut {path} down for it?", yes=yes):
             output.tell("nothing was done")
             raise typer.Exit(1)
         version = make(host, target, wish)
@@ -181,12 +177,12 @@ def commit(
 
 def history(vm: VmArgument, form: OutputOption = Format.TABLE) -> None:
     """List what a VM ran, and since when."""
-    from poclab.find import find_vm
-    from poclab.status import history_rows
+    from poclab.labs.selectors import find_vm
+    from poclab.labs.status import history_rows
 
     with context.host() as host:
         rows = history_rows(find_vm(host.vms(), vm))
-    output.listing(rows, output.HISTORY, form, lambda row: row.version)
+    output.listing(rows, tables.HISTORY, form, lambda row: row.version)
 
 
 def ssh(
@@ -196,11 +192,11 @@ def ssh(
     ] = None,
 ) -> None:
     """Log in to a VM, or run a command in it; its exit status is passed on."""
-    from poclab.find import find_vm
-    from poclab.labhost import LabHost
-    from poclab.readiness import target
-    from poclab.run import runner
-    from poclab.ssh import argv
+    from poclab.core.process import runner
+    from poclab.guest.readiness import target
+    from poclab.guest.ssh import argv
+    from poclab.labs.lab_host import LabHost
+    from poclab.labs.selectors import find_vm
 
     with context.host() as host:
         found = find_vm(host.vms(), vm)

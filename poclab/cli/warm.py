@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
-from poclab import output
-from poclab.cli import context
-from poclab.cli.context import LabOption, OutputOption, VmsArgument
-from poclab.errors import UsageError
-from poclab.output import Format
+from poclab.cli import context, output, tables
+from poclab.cli.options import LabOption, OutputOption, VmsArgument
+from poclab.cli.output import Format
+from poclab.core.errors import UsageError
 
 app = typer.Typer(help="Memory that was kept for warm resets.", no_args_is_help=True)
 
@@ -18,12 +17,12 @@ app = typer.Typer(help="Memory that was kept for warm resets.", no_args_is_help=
 @app.command("ls")
 def ls(form: OutputOption = Format.TABLE) -> None:
     """List warm states."""
-    from poclab.warm import rows
+    from poclab.labs.warm import rows
 
     with context.host() as host:
         found = rows(host)
     empty = "there is no warm state"
-    output.listing(found, output.WARM, form, lambda row: f"{row.lab}/{row.vm}", empty=empty)
+    output.listing(found, tables.WARM, form, lambda row: f"{row.lab}/{row.vm}", empty=empty)
 
 
 @app.command("drop")
@@ -36,8 +35,8 @@ def drop(
     ] = None,
 ) -> None:
     """Delete warm states; the next reset boots."""
-    from poclab.find import find_lab, find_vm
-    from poclab.warm import drop_states
+    from poclab.labs.selectors import find_lab, find_vm
+    from poclab.labs.warm import drop_states
 
     if every == bool(vms):
         raise UsageError("name VMs, or say --all")

@@ -13,11 +13,11 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
 
-from poclab import units
-from poclab.names import shown
-from poclab.schema import leaves, yamltree
-from poclab.schema.leaves import USER_PATTERN, flag, scalar, size, unknown, whole
-from poclab.schema.yamltree import Document, Fault, MappingNode, Node, Scalar
+from poclab.core import units
+from poclab.core.plaintext import shown
+from poclab.schema import scalars, yaml_source
+from poclab.schema.scalars import USER_PATTERN, flag, scalar, size, unknown, whole
+from poclab.schema.yaml_source import Document, Fault, MappingNode, Node, Scalar
 
 M = TypeVar("M", bound="Strict")
 
@@ -61,9 +61,9 @@ _SIZE_SCHEMA = WithJsonSchema(
     }
 )
 
-Text = Annotated[str, leaf(leaves.text), text_schema()]
-Line = Annotated[str, leaf(leaves.line), text_schema(minLength=1)]
-User = Annotated[str | None, leaf(leaves.user), text_schema(USER_PATTERN)]
+Text = Annotated[str, leaf(scalars.text), text_schema()]
+Line = Annotated[str, leaf(scalars.line), text_schema(minLength=1)]
+User = Annotated[str | None, leaf(scalars.user), text_schema(USER_PATTERN)]
 Flag = Annotated[bool, leaf(flag), WithJsonSchema({"type": "boolean"})]
 OptionalFlag = Annotated[bool | None, leaf(flag), WithJsonSchema({"type": "boolean"})]
 Cpus = Annotated[
@@ -135,11 +135,11 @@ def _fault(model: type[Strict], root: Node, detail: Any, suggest: bool) -> Fault
     if of_key:
         loc = loc[:-1]
     missing = kind == "missing"
-    node, key, depth = yamltree.locate(root, loc[:-1] if missing else loc)
+    node, key, depth = yaml_source.locate(root, loc[:-1] if missing else loc)
     place: Scalar | Node = node
     if key is not None and (of_key or kind == "extra_forbidden" or missing):
         place = key
-    path = yamltree.path_text(loc[: depth - 1] if kind == "extra_forbidden" else loc[:depth])
+    path = yaml_source.path_text(loc[: depth - 1] if kind == "extra_forbidden" else loc[:depth])
     message = _message(model, loc, kind, detail, node, suggest)
     return Fault(place.line, place.column, path, message)
 

@@ -9,12 +9,12 @@ from typing import Annotated
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from poclab import names
-from poclab.model import Profile
-from poclab.names import shown
-from poclab.schema import fields, leaves, yamltree
+from poclab.core.plaintext import shown
+from poclab.model import names
+from poclab.model.version import Profile
+from poclab.schema import fields, scalars, yaml_source
 from poclab.schema.fields import OptionalDiskSize, Strict, Text, choice_schema, leaf, text_schema
-from poclab.schema.yamltree import Document, Fault, Scalar
+from poclab.schema.yaml_source import Document, Fault, Scalar
 
 FILE_NAME = "image.yaml"
 KIND = "image file"
@@ -70,23 +70,23 @@ class ImageFile:
 
 def _variable(key: object) -> str:
     """Check the name of a build argument; keys come as plain strings."""
-    return leaves.variable(Scalar(str(key), True, 0, 0))
+    return scalars.variable(Scalar(str(key), True, 0, 0))
 
 
-_Reference = Annotated[str | None, leaf(leaves.reference), text_schema(leaves.REFERENCE_PATTERN)]
-_Beside = Annotated[str | None, leaf(leaves.beside), text_schema(minLength=1)]
-_Argument = Annotated[str, leaf(leaves.argument), text_schema(r"\S+")]
+_Reference = Annotated[str | None, leaf(scalars.reference), text_schema(scalars.REFERENCE_PATTERN)]
+_Beside = Annotated[str | None, leaf(scalars.beside), text_schema(minLength=1)]
+_Argument = Annotated[str, leaf(scalars.argument), text_schema(r"\S+")]
 _Value = Annotated[
-    str, leaf(leaves.text), WithJsonSchema({"type": ["string", "number", "boolean"]})
+    str, leaf(scalars.text), WithJsonSchema({"type": ["string", "number", "boolean"]})
 ]
-_Variable = Annotated[str, PlainValidator(_variable), text_schema(leaves.VARIABLE_PATTERN)]
+_Variable = Annotated[str, PlainValidator(_variable), text_schema(scalars.VARIABLE_PATTERN)]
 
 
 class ImageModel(Strict):
     """An image file."""
 
     description: Text = Field("", description="what the image is for")
-    builder: Annotated[str, leaf(leaves.one_of(*BUILDERS)), choice_schema(BUILDERS)] = Field(
+    builder: Annotated[str, leaf(scalars.one_of(*BUILDERS)), choice_schema(BUILDERS)] = Field(
         "auto", description="what makes the disk of the container image"
     )
     containerfile: _Beside = Field(
@@ -98,7 +98,7 @@ class ImageModel(Strict):
     build_args: dict[_Variable, _Value] = Field(
         {}, max_length=_MAX_ITEMS, description="arguments of the container build; {tag} is the tag"
     )
-    rootfs: Annotated[str, leaf(leaves.one_of(*ROOTFS)), choice_schema(ROOTFS)] = Field(
+    rootfs: Annotated[str, leaf(scalars.one_of(*ROOTFS)), choice_schema(ROOTFS)] = Field(
         "ext4", description="the root file system"
     )
     disk: OptionalDiskSize = Field(
@@ -107,10 +107,10 @@ class ImageModel(Strict):
     kernel_args: list[_Argument] = Field(
         [], max_length=_MAX_ITEMS, description="kernel arguments beside the builder's own"
     )
-    profile: Annotated[str, leaf(leaves.one_of(*Profile)), choice_schema(Profile)] = Field(
+    profile: Annotated[str, leaf(scalars.one_of(*Profile)), choice_schema(Profile)] = Field(
         Profile.LINUX.value, description="which devices the guest can drive"
     )
-    user: Annotated[str, leaf(leaves.user), text_schema(leaves.USER_PATTERN)] = Field(
+    user: Annotated[str, leaf(scalars.user), text_schema(scalars.USER_PATTERN)] = Field(
         "root", description="the user to log in as over SSH"
     )
     blueprint: _Beside = Field(
@@ -138,9 +138,9 @@ def load_image(directory: Path) -> ImageFile:
         Problems: it is no valid image file; all faults are in it.
     """
     path = directory / FILE_NAME
-    text = yamltree.read(path, KIND)
+    text = yaml_source.read(path, KIND)
     name = names.check_name("image", directory.absolute().name)
-    document = yamltree.parse(text, str(path), KIND)
+    document = yaml_source.parse(text, str(path), KIND)
     image, faults = fields.validate(ImageModel, document)
     files = _Files(directory, document)
     containerfile = files.pick("containerfile", ("Containerfile",))
@@ -148,7 +148,7 @@ def load_image(directory: Path) -> ImageFile:
     faults += files.faults
     faults += _source_faults(document, containerfile)
     if image is None or faults:
-        raise yamltree.fail(str(path), KIND, faults)
+        raise yaml_source.fail(str(path), KIND, faults)
     return ImageFile(
         name=name,
         directory=directory,
@@ -183,16 +183,16 @@ class _Files:
 
     def pick(self, key: str, usual: tuple[str, ...]) -> Path | None:
         """The file that a key names, else the first of the usual ones that is there."""
-        node, at, depth = yamltree.locate(self._document.root, (key,))
+        node, at, depth = yaml_source.locate(self._document.root, (key,))
         if depth == 0 or at is None:
             found = next((name for name in usual if (self._directory / name).exists()), None)
             return self._check(found, node, "") if found else None
         try:
-            return self._check(leaves.beside(leaves.scalar(node)), node, key)
+            return self._check(scalars.beside(scalars.scalar(node)), node, key)
         except ValueError:
             return None  # the model complains of it
 
-    def _check(self, name: str, place: yamltree.Node, key: str) -> Path | None:
+    def _check(self, name: str, place: yaml_source.Node, key: str) -> Path | None:
         path = self._directory / name
         try:
             inside = path.resolve().is_relative_to(self._directory.resolve())
@@ -210,7 +210,7 @@ class _Files:
 def _source_faults(document: Document, containerfile: Path | None) -> Iterator[Fault]:
     """See that there is one thing to build from."""
     root = document.root
-    keys = root.entries if isinstance(root, yamltree.MappingNode) else {}
+    keys = root.entries if isinstance(root, yaml_source.MappingNode) else {}
     if "container" in keys:
         for other in ("containerfile", "build_args"):
             if other in keys:

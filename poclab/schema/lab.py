@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from poclab import model, names
-from poclab.schema import fields, leaves, references, yamltree
+from poclab.model import model, names, version
+from poclab.schema import fields, references, scalars, yaml_source
 from poclab.schema.fields import (
     Cpus,
     DiskSize,
@@ -35,7 +35,7 @@ from poclab.schema.fields import (
     leaf,
     text_schema,
 )
-from poclab.schema.yamltree import Scalar
+from poclab.schema.yaml_source import Scalar
 
 MAX_VMS = 1000
 MAX_NETWORKS = 64
@@ -50,7 +50,7 @@ KIND = "lab file"
 
 def _key(kind: str) -> PlainValidator:
     """Check the name of an entry; keys come as plain strings."""
-    return PlainValidator(lambda key: leaves.usage(lambda: names.check_name(kind, str(key))))
+    return PlainValidator(lambda key: scalars.usage(lambda: names.check_name(kind, str(key))))
 
 
 _NAME = text_schema(names.NAME_PATTERN)
@@ -66,18 +66,18 @@ _DURATION = WithJsonSchema(
     }
 )
 
-NetworkName = Annotated[str, leaf(leaves.name("network")), _NAME]
-VmName = Annotated[str, leaf(leaves.name("VM")), _NAME]
+NetworkName = Annotated[str, leaf(scalars.name("network")), _NAME]
+VmName = Annotated[str, leaf(scalars.name("VM")), _NAME]
 
 
 class NetworkModel(Strict):
     """A network of the lab."""
 
-    mode: Annotated[str, leaf(leaves.one_of(*model.Mode)), choice_schema(model.Mode)] = Field(
+    mode: Annotated[str, leaf(scalars.one_of(*model.Mode)), choice_schema(model.Mode)] = Field(
         model.Mode.NAT.value,
         description="nat reaches the world through the host; isolated does not",
     )
-    cidr: Annotated[IPv4Network, leaf(leaves.cidr), text_schema(leaves.CIDR_PATTERN)] = Field(
+    cidr: Annotated[IPv4Network, leaf(scalars.cidr), text_schema(scalars.CIDR_PATTERN)] = Field(
         description="the addresses, /8 to /29; the first one is the host's"
     )
 
@@ -91,10 +91,10 @@ class NicModel(Strict):
         return {"name": value} if isinstance(value, Scalar) else value
 
     name: NetworkName = Field(description="the network's name")
-    ip: Annotated[IPv4Address | None, leaf(leaves.ip), text_schema(leaves.IP_PATTERN)] = Field(
+    ip: Annotated[IPv4Address | None, leaf(scalars.ip), text_schema(scalars.IP_PATTERN)] = Field(
         None, description="a fixed address; assigned when left out"
     )
-    mac: Annotated[str | None, leaf(leaves.mac), text_schema(leaves.MAC_PATTERN)] = Field(
+    mac: Annotated[str | None, leaf(scalars.mac), text_schema(scalars.MAC_PATTERN)] = Field(
         None, description="a fixed MAC address; derived from the names when left out"
     )
 
@@ -104,8 +104,8 @@ class DiskModel(Strict):
 
     name: Annotated[
         str,
-        leaf(leaves.disk_name),
-        text_schema(names.NAME_PATTERN, maxLength=leaves.MAX_DISK_NAME),
+        leaf(scalars.disk_name),
+        text_schema(names.NAME_PATTERN, maxLength=scalars.MAX_DISK_NAME),
     ] = Field(description="its name, also the serial number that the guest sees")
     size: DiskSize = Field(description="its size, 1MiB to 64TiB")
     keep: Flag = Field(False, description="whether reset and down leave it alone")
@@ -118,16 +118,16 @@ class ReadyModel(Strict):
         json_schema_extra={"oneOf": [{"required": [kind]} for kind in references.READY_KINDS]}
     )
 
-    ssh: Annotated[bool | None, leaf(leaves.only_true), _TRUE] = Field(
+    ssh: Annotated[bool | None, leaf(scalars.only_true), _TRUE] = Field(
         None, description="a login over SSH works"
     )
-    tcp: Annotated[int | None, leaf(leaves.whole(1, 65535, "a port")), _PORT] = Field(
+    tcp: Annotated[int | None, leaf(scalars.whole(1, 65535, "a port")), _PORT] = Field(
         None, description="this TCP port answers"
     )
-    agent: Annotated[bool | None, leaf(leaves.only_true), _TRUE] = Field(
+    agent: Annotated[bool | None, leaf(scalars.only_true), _TRUE] = Field(
         None, description="the QEMU guest agent is connected"
     )
-    timeout: Annotated[int, leaf(leaves.duration), _DURATION] = Field(
+    timeout: Annotated[int, leaf(scalars.duration), _DURATION] = Field(
         READY_TIMEOUT, description="seconds to wait, or such as 90s, 5m, 1h"
     )
 
@@ -149,7 +149,7 @@ class DefaultsModel(Strict):
 class VmModel(Strict):
     """A VM of the lab."""
 
-    image: Annotated[model.Ref, leaf(leaves.image), text_schema(leaves.IMAGE_PATTERN)] = Field(
+    image: Annotated[version.Ref, leaf(scalars.image), text_schema(scalars.IMAGE_PATTERN)] = Field(
         description="the version it runs, IMAGE:TAG"
     )
     cpus: Cpus = Field(None, description="virtual CPUs, 1 to 512; 2 when nothing says otherwise")
@@ -166,7 +166,7 @@ class VmModel(Strict):
     after: list[VmName] = Field([], max_length=MAX_VMS, description="VMs that must be ready first")
     ready: ReadyModel | None = None
     ports: list[
-        Annotated[model.Forward, leaf(leaves.forward), text_schema(leaves.PORTS_PATTERN)]
+        Annotated[model.Forward, leaf(scalars.forward), text_schema(scalars.PORTS_PATTERN)]
     ] = Field(
         [],
         max_length=MAX_PORTS,
@@ -182,7 +182,7 @@ class VmModel(Strict):
 class LabModel(Strict):
     """A lab file."""
 
-    name: Annotated[str, leaf(leaves.name("lab")), _NAME] = Field(description="the lab's name")
+    name: Annotated[str, leaf(scalars.name("lab")), _NAME] = Field(description="the lab's name")
     description: Text = Field("", description="what the lab is for")
     networks: dict[Annotated[str, _key("network"), _NAME], NetworkModel] = Field(
         {}, max_length=MAX_NETWORKS, description="the lab's networks by name"
@@ -200,7 +200,7 @@ def load_lab(path: Path) -> model.Lab:
         UsageError: the file cannot be read.
         Problems: the file is no valid lab file; all faults are in it.
     """
-    return parse_lab(yamltree.read(path, KIND), str(path))
+    return parse_lab(yaml_source.read(path, KIND), str(path))
 
 
 def parse_lab(text: str, name: str) -> model.Lab:
@@ -213,11 +213,11 @@ def parse_lab(text: str, name: str) -> model.Lab:
     Raises:
         Problems: it is no valid lab file; all faults are in it.
     """
-    document = yamltree.parse(text, name, KIND)
+    document = yaml_source.parse(text, name, KIND)
     lab, faults = fields.validate(LabModel, document)
     faults += references.check(document.root)
     if lab is None or faults:
-        raise yamltree.fail(name, KIND, faults)
+        raise yaml_source.fail(name, KIND, faults)
     return _lab(lab)
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
-from poclab.names import shown
-from poclab.schema import leaves
-from poclab.schema.leaves import unknown
-from poclab.schema.yamltree import Entry, Fault, MappingNode, Node, Scalar, Sequence, path_text
+from poclab.core.plaintext import shown
+from poclab.schema import scalars
+from poclab.schema.scalars import unknown
+from poclab.schema.yaml_source import Entry, Fault, MappingNode, Node, Scalar, Sequence, path_text
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -81,7 +81,7 @@ class _Checker:
         self._networks = _keys(_value(root, "networks"))
         self._defaults = _value(root, "defaults")
         self._cidrs = {
-            name: _read(leaves.cidr, _value(entry.value, "cidr"))
+            name: _read(scalars.cidr, _value(entry.value, "cidr"))
             for name, entry in self._networks.items()
         }
         self._members = dict.fromkeys(self._networks, 0)
@@ -160,12 +160,12 @@ class _Checker:
             self._check_ip((*at, "ip"), _value(item, "ip"), name.text)
 
     def _check_mac(self, path: Path, node: Node | None) -> None:
-        mac = _read(leaves.mac, node)
+        mac = _read(scalars.mac, node)
         if mac and node and (first := self._macs.before(mac, path, node.line)):
             self._fault(path, node, f"{mac} is taken, see {first}")
 
     def _check_ip(self, path: Path, node: Node | None, network: str) -> None:
-        ip = _read(leaves.ip, node)
+        ip = _read(scalars.ip, node)
         if ip is None or node is None:
             return
         cidr = self._cidrs.get(network)
@@ -184,16 +184,16 @@ class _Checker:
     def _check_warm(self, path: Path, vm: Node) -> None:
         """A file system that the kept memory knows must not meet a disk that changed meanwhile."""
         warm = _value(vm, "warm")
-        if _read(leaves.flag, warm) is not True:
+        if _read(scalars.flag, warm) is not True:
             return
         for _, item in _items(_value(vm, "disks"), ()):
-            if _read(leaves.flag, _value(item, "keep")) is True:
+            if _read(scalars.flag, _value(item, "keep")) is True:
                 self._fault(path, warm, "warm resets and a disk with keep: true exclude each other")
                 return
 
     def _check_ports(self, path: Path, ports: Node | None) -> None:
         for at, item in _items(ports, path):
-            forward = _read(leaves.forward, item)
+            forward = _read(scalars.forward, item)
             if forward and (first := self._ports.before(forward.host, at, item.line)):
                 self._fault(at, item, f"port {forward.host} of the host is taken, see {first}")
 
@@ -247,7 +247,7 @@ class _Checker:
         circle = [*trail[trail.index(edge[0]) :], edge[0]]
         if len(circle) > 12:
             circle = [*circle[:6], "...", *circle[-6:]]
-        steps = " after ".join(map(leaves.shown_plain, circle))
+        steps = " after ".join(map(scalars.shown_plain, circle))
         self._fault(edge[1], edge[2], f"the order is a circle: {steps}")
 
     # --- faults -------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from typing import Any
 
 import libvirt
 
-from poclab import events
-from poclab.errors import PoclabError
-from poclab.names import plain
+from poclab.core import events
+from poclab.core.errors import PoclabError
+from poclab.core.plaintext import plain
 from poclab.virt import remote
 
 _PING = 5  # seconds; what libvirt itself waits for an agent to be in step

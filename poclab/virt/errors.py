@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import libvirt
 
-from poclab.errors import PoclabError
-from poclab.names import plain
+from poclab.core.errors import PoclabError
+from poclab.core.plaintext import plain
 
 # Pieces of libvirt's and QEMU's messages, and what helps.
 _HELP = (

@@ -15,21 +15,25 @@ from xml.etree.ElementTree import Element, tostring
 
 import libvirt
 
-from poclab import config, events, files, xmltree
-from poclab.errors import PoclabError, UsageError
-from poclab.manifest import NewerFormatError, bases
-from poclab.model import Foreign, NetworkRecord, ObservedVm, State, VmRecord
-from poclab.names import plain, shown
-from poclab.virt import kvm, metadata, remote
-from poclab.virt.design import STAND_IN, HostTraits, data_volume, stood_in_for
+from poclab.core import events, files, paths, safe_xml
+from poclab.core.errors import NewerFormatError, PoclabError, UsageError
+from poclab.core.plaintext import plain, shown
+from poclab.definitions import metadata
+from poclab.definitions.domain import STAND_IN, stood_in_for
+from poclab.definitions.profiles import HostTraits
+from poclab.definitions.xml import DomainSpec, restored_xml
+from poclab.model.host import Foreign, ObservedVm, State
+from poclab.model.record import NetworkRecord, VmRecord
+from poclab.model.version_volumes import bases
+from poclab.model.vm_volumes import data_volume
+from poclab.virt import kvm, remote
+from poclab.virt.disk_users import Usage
+from poclab.virt.domain import Guest
 from poclab.virt.errors import GoneError, libvirt_errors
-from poclab.virt.guest import Guest
-from poclab.virt.localpool import LocalPool
 from poclab.virt.network import LabNetwork
-from poclab.virt.poolsetup import PoolSetup, directory_access
-from poclab.virt.streampool import StreamPool
-from poclab.virt.usage import Usage
-from poclab.virt.xml import DomainSpec, restored_xml
+from poclab.virt.pool_local import LocalPool
+from poclab.virt.pool_setup import PoolSetup, directory_access
+from poclab.virt.pool_stream import StreamPool
 
 _URI_LENGTH = 200  # characters of a URI that messages show
 
@@ -136,7 +140,7 @@ class Host:
     def _capabilities(self) -> Element:
         """The host's capabilities, asked for once: libvirt takes milliseconds for them."""
         with libvirt_errors("libvirt does not tell the host's capabilities"):
-            return xmltree.parse(self.conn.getCapabilities())
+            return safe_xml.parse(self.conn.getCapabilities())
 
     # --- pool ------------------------------------------------------------------------
 
@@ -331,7 +335,7 @@ class Host:
     def console_log(self, record: VmRecord) -> str:
         """The file that the VM's serial console is copied to."""
         if self.session:
-            directory = config.private_dir(config.state_dir() / "console")
+            directory = paths.private_dir(paths.state_dir() / "console")
             return str(files.below(directory, f"{record.domain}.log"))
         return f"/var/log/libvirt/qemu/{record.domain}.console.log"
 

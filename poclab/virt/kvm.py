@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from poclab import config, events, files, hints
-from poclab.errors import PoclabError
+from poclab.core import events, files, hints, paths
+from poclab.core.errors import PoclabError
 
 DEVICE = Path("/dev/kvm")
 GROUP = "kvm"  # what udev gives the device to (systemd's 50-udev-default.rules)
@@ -53,7 +53,7 @@ def judged(device: os.stat_result, uid: int, gid: int) -> str:
     bits = mode >> 6 if device.st_uid == uid else mode >> 3 if device.st_gid in groups else mode
     if uid == 0 or bits & 0o6 == 0o6:
         return ""
-    group = config.group_name(device.st_gid)
+    group = paths.group_name(device.st_gid)
     return f"QEMU runs as {name} and may not open {DEVICE} (group {group}, mode {mode:04o})"
 
 

@@ -8,10 +8,11 @@ from ipaddress import IPv4Address
 
 import libvirt
 
-from poclab import events, xmltree
-from poclab.model import HostEntry, NetworkRecord, ObservedNetwork
+from poclab.core import events, safe_xml
+from poclab.definitions.xml import host_xml
+from poclab.model.host import ObservedNetwork
+from poclab.model.record import HostEntry, NetworkRecord
 from poclab.virt.errors import GoneError, libvirt_errors
-from poclab.virt.xml import host_xml
 
 
 class LabNetwork:
@@ -79,7 +80,7 @@ class LabNetwork:
         """The reservations there are."""
         with libvirt_errors(f"network {self.record.libvirt_name} is not there"):
             xml = self._network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE)
-        hosts = xmltree.parse(xml).iterfind("ip/dhcp/host")
+        hosts = safe_xml.parse(xml).iterfind("ip/dhcp/host")
         found = []
         for item in hosts:
             with contextlib.suppress(ValueError):  # none of poclab's: somebody added it
@@ -98,7 +99,7 @@ class LabNetwork:
         found: set[str] = set()
         for port in ports:
             with contextlib.suppress(libvirt.libvirtError):  # it went away meanwhile
-                mac = xmltree.parse(port.XMLDesc(0)).find("mac")
+                mac = safe_xml.parse(port.XMLDesc(0)).find("mac")
                 if mac is not None:
                     found.add(mac.get("address", "").lower())
         return frozenset(found)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from poclab.errors import PoclabError
-from poclab.manifest import LARGEST
-from poclab.units import format_size
+from poclab.core.errors import PoclabError
+from poclab.core.units import KIB, format_size
+from poclab.model.version_volumes import LARGEST
 
 STAGING = "tmp."
 # What guests and poclab write is for its owner, whom libvirt makes QEMU's account while a guest
@@ -176,3 +176,17 @@ def disk_errors(name: str) -> Iterator[None]:
             why=f"{error.strerror or error}",
             fix="make room, or see to its permissions: `poclab doctor` shows both",
         ) from error
+
+
+# What a qcow2 file takes at most that nothing was written to: its header and three tables, each a
+# cluster of 64 KiB (docs/interop/qcow2.txt of QEMU).
+_EMPTY = 4 * 64 * KIB
+
+
+def written(pool: Pool, volume: str) -> int:
+    """Bytes written to a qcow2 volume since it was made, to the nearest tables of its own.
+
+    Raises:
+        PoclabError: there is no such volume.
+    """
+    return max(0, pool.stat(volume).allocated - _EMPTY)

@@ -33,9 +33,9 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from poclab import events, interrupts
-from poclab.errors import PoclabError
-from poclab.units import format_seconds
+from poclab.core import events, interrupts
+from poclab.core.errors import PoclabError
+from poclab.core.units import format_seconds
 from poclab.virt.worker import Job, clock, here, worker
 
 T = TypeVar("T")

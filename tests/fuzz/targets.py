@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import ParseError, fromstring
 
-from poclab import bootcstatus, iso9660, manifest, marks, ova, packages, parked, rpmdb, warmstate
 from poclab.builders import rootfs
-from poclab.errors import PoclabError
-from poclab.formats import Window
-from poclab.formats import read as read_disk
-from poclab.model import Frozen, Ref
+from poclab.containers import packages, rpm_database
+from poclab.core.errors import PoclabError
+from poclab.definitions import metadata
+from poclab.disks import iso9660, ova
+from poclab.disks.formats import Window
+from poclab.disks.formats import read as read_disk
+from poclab.guest import bootc_status
+from poclab.model.record import Frozen
+from poclab.model.version import Ref
 from poclab.schema.image import load_image
 from poclab.schema.lab import parse_lab
-from poclab.virt import metadata
-from poclab.virt.usage import named_files
+from poclab.store import manifest, marks, parked, sealed, warm_states
+from poclab.virt.disk_users import named_files
 from tests.fuzz.sparse import in_memory, packed, path_of, unpacked
 from tests.support import disks, make
 
@@ -189,7 +193,7 @@ def _resealed(decode: Callable[[bytes], object]) -> Callable[[bytes], object]:
             return decode(data)
         if isinstance(body, dict):
             body.pop("checksum", None)
-            data = manifest.seal(body)
+            data = sealed.seal(body)
         return decode(data)
 
     return run
@@ -236,7 +240,7 @@ def _parked() -> list[bytes]:
 
 def _warm() -> list[bytes]:
     record = make.record()
-    state = warmstate.WarmState(
+    state = warm_states.WarmState(
         lab=record.lab,
         vm=record.name,
         version=record.version,
@@ -248,7 +252,7 @@ def _warm() -> list[bytes]:
         created="2026-01-01T00:00:00Z",
         complete=True,
     )
-    return [warmstate.encode(state)]
+    return [warm_states.encode(state)]
 
 
 # --- texts ------------------------------------------------------------------------------------
@@ -296,10 +300,10 @@ _XML = (b'"', b"<vm/>", b"&amp;", b"overlay.", b"/../", b'format="1"', b' starte
 
 _TEXTS = (
     Target("dpkg", lambda data: packages.dpkg(data.decode(errors="replace")), lambda: [_STATUS]),
-    Target("rpm", rpmdb.header, _rpm_headers, refusal=ValueError),
+    Target("rpm", rpm_database.header, _rpm_headers, refusal=ValueError),
     Target(
         "bootc",
-        lambda data: bootcstatus.parse(data.decode(errors="replace")),
+        lambda data: bootc_status.parse(data.decode(errors="replace")),
         *(_bootc, _JSON, ValueError),
     ),
     Target("lab", _lab, _labs, _YAML),
@@ -328,7 +332,7 @@ _RECORDS = (
     Target("manifest", _resealed(manifest.decode), _manifests, _JSON, ValueError),
     Target("mark", _resealed(marks.decode), _marks, _JSON, ValueError),
     Target("parked", _resealed(parked.decode), _parked, (*_JSON, *_XML), ValueError),
-    Target("warm", _resealed(warmstate.decode), _warm, _JSON, ValueError),
+    Target("warm", _resealed(warm_states.decode), _warm, _JSON, ValueError),
     Target("metadata", _record, _records, _XML, ValueError),
 )
 TARGETS = {one.name: one for one in (*_DISKS, *_ARCHIVES, *_RECORDS, *_TEXTS)}

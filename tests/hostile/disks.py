@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from poclab.units import MIB, TIB
+from poclab.core.units import MIB, TIB
 from tests.support import disks
 from tests.support.disks import made, patched
 

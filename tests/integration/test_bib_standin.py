@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from poclab import events
-from poclab.build import build_image
-from poclab.errors import PoclabError
-from poclab.manifest import base_volume
-from poclab.model import Ref
+from poclab.core import events
+from poclab.core.errors import PoclabError
+from poclab.images.build import build_image
+from poclab.model.version import Ref
+from poclab.model.version_volumes import base_volume
 from poclab.schema.image import load_image
 from tests.support import builds, podman
 from tests.support.builder_standin import make

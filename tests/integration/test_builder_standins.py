@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from poclab import events
 from poclab.builders import osbuild, progress
-from poclab.errors import PoclabError
-from poclab.model import Ref, Version
+from poclab.core import events
+from poclab.core.errors import PoclabError
+from poclab.model.version import Ref, Version
 from tests.support import builds, podman
 from tests.support.builder_standin import make
 from tests.support.builds import GIB, Interrupter, World, from_esp, from_ext4, partitions, raw

@@ -20,7 +20,7 @@ from tests.support.labs import Vm
 # A listener stops the session's libvirtd (SIGSTOP) at a step; it is taken for dead sooner here.
 PROGRAM = """
 import os, signal, sys
-from poclab import events
+from poclab.core import events
 from poclab.cli import main
 from poclab.virt import remote
 

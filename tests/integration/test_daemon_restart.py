@@ -18,7 +18,7 @@ from tests.support.labs import Vm
 # A listener ends the session's libvirtd at a step and waits until it is gone.
 PROGRAM = """
 import os, signal, sys, time
-from poclab import events
+from poclab.core import events
 from poclab.cli import main
 from tests.support import kill
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poclab.manifest import seal, unseal
+from poclab.store.sealed import seal, unseal
 from tests.hostile import overlays
 from tests.support import hosts, labs
 from tests.support.hosts import Host

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from poclab import container, events
-from poclab.builders import rootfs, source
+from poclab.builders import inspect, rootfs
 from poclab.builders.base import BuildRequest
 from poclab.builders.direct import Direct
-from poclab.digest import file_digest
-from poclab.errors import PoclabError
-from poclab.inspection import inspect_file
-from poclab.qcow2_header import virtual_size
-from poclab.units import MIB
+from poclab.containers import podman as product
+from poclab.core import events
+from poclab.core.errors import PoclabError
+from poclab.core.units import MIB
+from poclab.disks.digest import file_digest
+from poclab.disks.inspection import inspect_file
+from poclab.disks.qcow2_header import virtual_size
 from tests.hostile import layers
 from tests.support import oddtree, podman
 from tests.support.ext4 import Ext4, expected
@@ -249,7 +250,7 @@ def test_the_kernel_reads_what_was_written(tmp_path: Path) -> None:
     rootfs.fill(tmp_path, "disk", tree, offset=0, size=size, epoch=1)
     (tmp_path / "mnt").mkdir()
     script = 'mount -o loop,ro,noload "$1" "$2" && cd "$2" && exec python3 -c "$3"'
-    enter = (*container.sudo_prefix(), "unshare", "-m", "sh", "-c", script, "sh")
+    enter = (*product.sudo_prefix(), "unshare", "-m", "sh", "-c", script, "sh")
     found = json.loads(run(*enter, tmp_path / "disk", tmp_path / "mnt", DUMP))
     numbers: dict[int, tuple[int, int]] = {}
     for path, node in expected(tar).items():
@@ -276,7 +277,7 @@ def test_peeking_makes_no_file_of_the_image(tmp_path: Path) -> None:
     with podman.working():
         found = podman.run("import", "--quiet", str(tar), full).strip().removeprefix("sha256:")
         try:
-            inside = source.peek(found)
+            inside = inspect.peek(found)
         finally:
             podman.run("rmi", "--force", full)
     assert "secret" not in inside.os_release
@@ -356,22 +357,22 @@ def test_a_real_image_is_built_looked_at_and_exported(tmp_path: Path) -> None:
     lines: list[str] = []
     log = tmp_path / "log"
     with podman.working():
-        found = container.build(
+        found = product.build(
             tmp_path, tmp_path / "Containerfile", name, {"VERSION": "7 b"}, lines.append, log
         )
         try:
-            assert container.inspect(name).id == found.id
+            assert product.inspect(name).id == found.id
             assert found.labels["version"] == "7 b"
-            container.export(found.id, tmp_path / "t.tar")
+            product.export(found.id, tmp_path / "t.tar")
             assert list(rootfs.listing(tmp_path / "t.tar")) == ["hello-7 b"]
             assert any(line.startswith("STEP") for line in lines)
             assert log.read_text().splitlines() == lines
         finally:
             podman.run("rmi", "--force", name)
-        assert not container.exists(name)
+        assert not product.exists(name)
         (tmp_path / "Containerfile").write_text("FROM scratch\nCOPY none /\n")
         with pytest.raises(PoclabError, match="podman build") as error:
-            container.build(tmp_path, tmp_path / "Containerfile", name, {}, lines.append, log)
+            product.build(tmp_path, tmp_path / "Containerfile", name, {}, lines.append, log)
     assert error.value.why.startswith("Error: ")
 
 
@@ -397,7 +398,7 @@ def test_a_container_of_a_killed_process_is_found_and_removed(image: str) -> Non
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        name = container.container_name("export")
+        name = product.container_name("export")
         argv = ["podman", "create", "--network=none", "--name", name, image, "x"]
         subprocess.run(argv, check=False, stdout=subprocess.DEVNULL)
         os.write(writer, name.encode())
@@ -406,6 +407,6 @@ def test_a_container_of_a_killed_process_is_found_and_removed(image: str) -> Non
     name = os.read(reader, 200).decode()
     os.close(reader)
     os.close(writer)
-    assert name in container.leftovers()
-    assert name in container.remove_leftovers()
+    assert name in product.leftovers()
+    assert name in product.remove_leftovers()
     assert name not in podman.run("ps", "--all", "--format", "{{.Names}}").split()

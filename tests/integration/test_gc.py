@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from poclab import warmstate
-from poclab.manifest import decode, encode, manifest_volume
-from poclab.model import Frozen, Origin, Ref
-from poclab.warmstate import WarmState
+from poclab.model.record import Frozen
+from poclab.model.version import Origin, Ref
+from poclab.model.version_volumes import manifest_volume
+from poclab.store import warm_states
+from poclab.store.manifest import decode, encode
+from poclab.store.warm_states import WarmState
 from tests.support import filesystems, hosts, labs
 from tests.support.hosts import Host
 from tests.support.labs import MIB, Vm
@@ -97,7 +99,7 @@ class World:
         )  # fmt: skip
         for name in (disk.volume, state.memory):
             self._write(name)
-        (self._pool / state.manifest).write_bytes(warmstate.encode(state))
+        (self._pool / state.manifest).write_bytes(warm_states.encode(state))
         return set(state.volumes)
 
     def restore(self) -> None:
@@ -177,7 +179,7 @@ def test_a_lab_that_somebody_is_at_is_left_alone(world: World) -> None:
     world.restore()
     python = world.host.place.installation.python
     code = (
-        "import time; from poclab import lock\n"
+        "import time; from poclab.core import locks as lock\n"
         f"with lock.hold('gone', uri='{world.host.uri}', doing='a test'):\n"
         "    print('held', flush=True); time.sleep(60)"
     )
@@ -221,8 +223,8 @@ def test_a_newer_poclab_s_versions_are_not_guessed_at(world: World) -> None:
     world.restore()
     path = Path(labs.look(world.host)["directory"]) / "manifest.tiny.next.json"
     program = (
-        "import json, sys; from poclab import manifest\n"
-        "body = {'format': 2}; body['checksum'] = manifest._checksum(body)\n"
+        "import json, sys; from poclab.store import sealed\n"
+        "body = {'format': 2}; body['checksum'] = sealed._checksum(body)\n"
         "open(sys.argv[1], 'w').write(json.dumps(body))"
     )
     world.host.run(world.host.place.installation.python, "-c", program, str(path))

@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from poclab import events
-from poclab.digest import file_digest
-from poclab.errors import PoclabError, UsageError
-from poclab.importer import Wish, import_disk
-from poclab.manifest import base_volume
-from poclab.model import Profile, Ref, Version
-from poclab.store import Store
-from poclab.units import GIB, MIB
+from poclab.core import events
+from poclab.core.errors import PoclabError, UsageError
+from poclab.core.units import GIB, MIB
+from poclab.disks.digest import file_digest
+from poclab.images.import_disk import Wish, import_disk
+from poclab.model.version import Profile, Ref, Version
+from poclab.model.version_volumes import base_volume
+from poclab.store.versions import Store
 from tests.support.dirpool import DirectoryPool
 
 REF = Ref("win", "v1")

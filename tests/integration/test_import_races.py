@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from poclab import events, inspection
-from poclab.errors import PoclabError
-from poclab.formats import DiskInfo, opened
-from poclab.importer import Wish, import_disk
-from poclab.model import Profile, Ref
-from poclab.store import Store
-from poclab.units import MIB
+from poclab.core import events
+from poclab.core.errors import PoclabError
+from poclab.core.units import MIB
+from poclab.disks import inspection
+from poclab.disks.formats import DiskInfo, opened
+from poclab.images.import_disk import Wish, import_disk
+from poclab.model.version import Profile, Ref
+from poclab.store.versions import Store
 from tests.hostile import races
 from tests.support import accounts
 from tests.support.dirpool import DirectoryPool

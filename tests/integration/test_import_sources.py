@@ -13,19 +13,19 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from poclab import events
-from poclab.content import Guess
-from poclab.errors import PoclabError, UsageError
-from poclab.importer import Wish, import_disk
-from poclab.manifest import base_volume
-from poclab.model import Profile, Ref, Version
-from poclab.store import Store
-from poclab.units import GIB, KIB, MIB
+from poclab.core import events
+from poclab.core.errors import PoclabError, UsageError
+from poclab.core.units import GIB, KIB, MIB
+from poclab.disks.profile_guess import Guess
+from poclab.images.import_disk import Wish, import_disk
+from poclab.model.version import Profile, Ref, Version
+from poclab.model.version_volumes import base_volume
+from poclab.store.versions import Store
 from tests.support import disks
 from tests.support.dirpool import DirectoryPool
 from tests.support.disks import made, ovf, packed, patched, qemu_img
-from tests.unit.test_formats import HOSTILE
-from tests.unit.test_ova import REFUSED, sums
+from tests.unit.disks.test_formats import HOSTILE
+from tests.unit.disks.test_ova import REFUSED, sums
 
 REF = Ref("win", "v1")
 
@@ -262,9 +262,9 @@ def test_an_ova_s_description_tells_windows(
 CHILD = """
 import resource, sys
 from pathlib import Path
-from poclab.importer import Wish, import_disk
-from poclab.model import Profile, Ref
-from poclab.store import Store
+from poclab.images.import_disk import Wish, import_disk
+from poclab.model.version import Profile, Ref
+from poclab.store.versions import Store
 from tests.support.dirpool import DirectoryPool
 
 pool, source = map(Path, sys.argv[1:])

@@ -20,12 +20,14 @@ from typing import Any
 
 import pytest
 
-from poclab import events, iso, outfile
 from poclab.builders import osbuild, progress
 from poclab.builders.base import BOOTC_INSTALLER
-from poclab.errors import PoclabError, UsageError
-from poclab.iso import Iso, Wish, make_iso
-from poclab.model import Ref
+from poclab.core import events
+from poclab.core.errors import PoclabError, UsageError
+from poclab.images import installer as installers
+from poclab.images import output_file
+from poclab.images.installer import Iso, Wish, make_iso
+from poclab.model.version import Ref
 from tests.support import builds, podman
 from tests.support.builder_standin import make
 from tests.support.builds import Interrupter, World
@@ -343,7 +345,7 @@ def test_what_a_killed_one_leaves_the_next_one_removes(place: Place) -> None:
             place.make()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    left = place.target.parent / outfile.WORK
+    left = place.target.parent / output_file.WORK
     assert list(left.rglob("*"))
     assert not place.target.exists()
     place.make()
@@ -391,7 +393,7 @@ def test_no_room(place: Place, tmp_path: Path) -> None:
 def test_a_file_system_that_fills_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(event: events.Event) -> None:
         if event.text == "run bootc-image-builder":
-            monkeypatch.setattr(iso, "_RESERVE", 1 << 60)
+            monkeypatch.setattr(installers, "_RESERVE", 1 << 60)
 
     with events.listening(fill), pytest.raises(PoclabError, match="has no room") as caught:
         place.make()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from poclab.manifest import base_volume
+from poclab.model.version_volumes import base_volume
 from tests.support import labs
 from tests.support.hosts import Completed, Host
 from tests.support.onelab import OneLab, free_port, listens, one_lab

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poclab.manifest import base_volume
+from poclab.model.version_volumes import base_volume
 from tests.support import hosts, labs
 from tests.support.hosts import Completed, Host
 from tests.support.onelab import OneLab, one_lab

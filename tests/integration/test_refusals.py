@@ -17,8 +17,8 @@ from tests.support.disks import made, qemu_img
 from tests.support.hosts import Host
 from tests.support.labs import Vm
 from tests.support.pool_files import files
-from tests.unit.test_formats import HOSTILE
-from tests.unit.test_ova import REFUSED
+from tests.unit.disks.test_formats import HOSTILE
+from tests.unit.disks.test_ova import REFUSED
 
 FOREIGN = """
 <domain type='qemu'><name>stranger</name><memory>32768</memory><os><type>hvm</type></os><devices>

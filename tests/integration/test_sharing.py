@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from poclab.blocks import BLOCK
-from poclab.manifest import base_volume
+from poclab.disks.fingerprints import BLOCK
+from poclab.model.version_volumes import base_volume
 from tests.support import filesystems, labs
 from tests.support.b3sum import digest
 from tests.support.hosts import Host

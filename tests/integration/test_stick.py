@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from poclab import blockdevice, events, output
-from poclab.blockdevice import Roots, Stick
+from poclab.cli import output
 from poclab.cli.app import run
-from poclab.errors import PoclabError
+from poclab.core import events
+from poclab.core.errors import PoclabError
+from poclab.disks import removable
+from poclab.disks.removable import Roots, Stick
 from tests.support.sysfs import MIB, Sysfs
 
 SIZE = 160 * MIB
@@ -46,7 +48,7 @@ class Loop:
         return replace(Roots(), sys=self.sysfs.roots.sys)
 
     def find(self) -> Stick:
-        return blockdevice.find(self.node, self.roots)
+        return removable.find(self.node, self.roots)
 
     def holds(self, data: bytes) -> bool:
         with self.file.open("rb") as file:
@@ -91,7 +93,7 @@ def test_it_is_written_and_read_back(loop: Loop, iso: Path) -> None:
     assert (stick.size, stick.path) == (SIZE, loop.node)
     seen: list[events.Event] = []
     with events.listening(seen.append):
-        digest = blockdevice.write(iso, stick, loop.roots)
+        digest = removable.write(iso, stick, loop.roots)
     data = iso.read_bytes()
     assert digest == "sha256:" + sha256(data).hexdigest()
     assert loop.holds(data)
@@ -105,13 +107,13 @@ def test_it_is_written_and_read_back(loop: Loop, iso: Path) -> None:
 
 def test_the_real_sysfs_says_that_it_is_no_stick(loop: Loop) -> None:
     with pytest.raises(PoclabError, match="must not be written over") as caught:
-        blockdevice.find(loop.node)
+        removable.find(loop.node)
     assert caught.value.why == "it is neither removable nor on USB"
 
 
 def test_a_link_leads_to_the_disk(loop: Loop, tmp_path: Path) -> None:
     (tmp_path / "by-id").symlink_to(loop.node)
-    assert blockdevice.find(tmp_path / "by-id", loop.roots) == loop.find()
+    assert removable.find(tmp_path / "by-id", loop.roots) == loop.find()
 
 
 def test_one_that_is_mounted(loop: Loop, iso: Path, tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_one_that_is_mounted(loop: Loop, iso: Path, tmp_path: Path) -> None:
         assert caught.value.why == f"{loop.node} is mounted on {target}"
         # Mounted where this process cannot see it, as in another namespace: the kernel knows.
         with pytest.raises(PoclabError, match="must not be written over") as caught:
-            blockdevice.write(iso, stick, loop.sysfs.roots)
+            removable.write(iso, stick, loop.sysfs.roots)
         assert caught.value.why == "something uses it"
     finally:
         tool("umount", str(target))
@@ -138,7 +140,7 @@ def test_one_that_is_too_small(loop: Loop, iso: Path) -> None:
     with iso.open("ab") as file:
         file.truncate(SIZE + 1)
     with pytest.raises(PoclabError, match="is too small"):
-        blockdevice.write(iso, stick, loop.roots)
+        removable.write(iso, stick, loop.roots)
     assert loop.holds(bytes(MIB))
 
 
@@ -148,7 +150,7 @@ def test_another_one_in_its_place(loop: Loop, iso: Path) -> None:
         "diskseq"
     ).write_text("8\n")
     with pytest.raises(PoclabError, match="is another disk by now"):
-        blockdevice.write(iso, stick, loop.roots)
+        removable.write(iso, stick, loop.roots)
     assert loop.holds(bytes(MIB))
 
 
@@ -163,7 +165,7 @@ def test_one_that_forgets(loop: Loop, iso: Path) -> None:
         events.listening(forget),
         pytest.raises(PoclabError, match="does not hold what was written"),
     ):
-        blockdevice.write(iso, loop.find(), loop.roots)
+        removable.write(iso, loop.find(), loop.roots)
 
 
 def test_one_that_is_interrupted(loop: Loop, iso: Path) -> None:
@@ -175,11 +177,11 @@ def test_one_that_is_interrupted(loop: Loop, iso: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with events.listening(press), pytest.raises(KeyboardInterrupt):
-        blockdevice.write(iso, loop.find(), loop.roots)
+        removable.write(iso, loop.find(), loop.roots)
     assert seen[-1].kind == "warning"
     assert "is not whole" in seen[-1].text
     # The next one may begin at once.
-    blockdevice.write(iso, loop.find(), loop.roots)
+    removable.write(iso, loop.find(), loop.roots)
     assert loop.holds(iso.read_bytes())
 
 
@@ -196,10 +198,10 @@ class Terminal:
 
     def __call__(self, *argv: str, answer: str | None) -> tuple[object, str]:
         """Run it; gives its exit status and what it says. No answer: there is no terminal."""
-        real_find, real_write, roots = blockdevice.find, blockdevice.write, self.loop.roots
+        real_find, real_write, roots = removable.find, removable.write, self.loop.roots
         with self.patch.context() as patch:
-            patch.setattr(blockdevice, "find", lambda path, _=None: real_find(path, roots))
-            patch.setattr(blockdevice, "write", lambda file, disk: real_write(file, disk, roots))
+            patch.setattr(removable, "find", lambda path, _=None: real_find(path, roots))
+            patch.setattr(removable, "write", lambda file, disk: real_write(file, disk, roots))
             patch.setattr(output, "interactive", lambda: answer is not None)
             patch.setattr(sys, "stdin", io.StringIO(f"{answer}\n"))
             patch.setattr(sys, "argv", ["poclab", *argv])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from poclab import probe
+from poclab.guest import probe
 from tests.hostile import floods
 from tests.support import bootc_standin, labs, shop
 from tests.support.hosts import Completed, Host

@@ -13,7 +13,8 @@ from xml.etree.ElementTree import fromstring
 
 import pytest
 
-from poclab import probe, warmstate
+from poclab.guest import probe
+from poclab.store import warm_states
 from tests.support import hosts, labs, shop
 from tests.support.hosts import Completed, Host
 
@@ -122,10 +123,10 @@ def logins(done: Completed) -> list[str]:
 def test_the_clock_is_right(host: Host, by: str) -> None:
     manifest = next(Path(labs.look(host)["directory"]).glob("warm.acme.web.*.json"))
     before = manifest.read_bytes()
-    state = warmstate.decode(before)
+    state = warm_states.decode(before)
     assert state.watched
     if by == "a login":
-        manifest.write_bytes(warmstate.encode(replace(state, watched=False)))
+        manifest.write_bytes(warm_states.encode(replace(state, watched=False)))
     try:
         time.sleep(5)
         done = host.poclab("-v", "reset", WEB)

@@ -144,7 +144,7 @@ def _first_working(account: Account, checkout: Path, packages: Path) -> Installa
     minor = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     path = f"{checkout}:{packages}"
     for python in (sys.executable, f"/usr/bin/{minor}"):
-        code = "import poclab.errors, libvirt, typer"
+        code = "import poclab.core.errors, libvirt, typer"
         argv = [*account.prefix, "env", "-C", "/", f"PYTHONPATH={path}", python, "-c", code]
         with suppress(OSError):
             done = subprocess.run(argv, capture_output=True, timeout=60, check=False)

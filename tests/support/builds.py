@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from poclab import events
-from poclab.build import build_image
-from poclab.manifest import base_volume
-from poclab.model import Version
+from poclab.core import events
+from poclab.images.build import build_image
+from poclab.model.version import Version
+from poclab.model.version_volumes import base_volume
 from poclab.schema.image import ImageFile, load_image
-from poclab.store import Store
+from poclab.store.versions import Store
 from tests.support import podman
 from tests.support.dirpool import DirectoryPool
 

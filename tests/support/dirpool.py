@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from poclab.digest import file_digest
+from poclab.disks.digest import file_digest
 
 
 class DirectoryPool:

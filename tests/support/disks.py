@@ -9,9 +9,9 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from poclab.formats.crc32c import crc32c
-from poclab.formats.vhd import checksum_of
-from poclab.units import KIB, MIB
+from poclab.core.units import KIB, MIB
+from poclab.disks.formats.crc32c import crc32c
+from poclab.disks.formats.vhd import checksum_of
 
 WHOLE = {
     "vmdk": ("vmdk", "-o", "subformat=monolithicSparse"),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from poclab.run import CommandFailed, Result, Runner
+from poclab.core.process import CommandFailed, Result, Runner
 
 KERNEL = "usr/lib/modules/6.1.0/vmlinuz"
 INITRAMFS = "usr/lib/modules/6.1.0/initramfs.img"

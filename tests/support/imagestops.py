@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from poclab.manifest import base_volume
+from poclab.model.version_volumes import base_volume
 from tests.support import labs
 from tests.support.b3sum import hex_of
 from tests.support.hosts import Host

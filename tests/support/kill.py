@@ -1,6 +1,6 @@
 """Stops poclab between two steps, to see that the next command mends what is left.
 
-poclab announces each effect on the host with `poclab.events.step`. This program runs poclab's
+poclab announces each effect on the host with `poclab.core.events.step`. This program runs poclab's
 command line in its own process with a listener that ends it at the n-th step:
 
     python kill.py COUNT_FILE N HOW ARGUMENT...
@@ -67,7 +67,7 @@ class Stopper:
 
 def all_are_ready() -> None:
     """Have every VM that runs count as ready, without a look at it."""
-    from poclab import readiness
+    from poclab.guest import readiness
 
     vars(readiness)["glance"] = lambda _host, record, *_: True if record.ready else None
     vars(readiness)["wait"] = lambda _host, _record, _files, **_: 0.0
@@ -78,8 +78,8 @@ def main() -> None:
     report, limit, how, *arguments = sys.argv[1:]
     if how not in HOW:
         sys.exit(f"kill.py: not one of {', '.join(HOW)}: {how}")
-    from poclab import events
     from poclab.cli import main as program
+    from poclab.core import events
 
     if os.environ.get("POCLAB_TEST_READY") == "1":
         all_are_ready()

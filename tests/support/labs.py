@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poclab.manifest import base_volume
+from poclab.model.version_volumes import base_volume
 from tests.support.hosts import Completed, Host
 
 MIB = 1024**2

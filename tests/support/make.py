@@ -8,30 +8,14 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from poclab.model import (
-    DataDisk,
-    Foreign,
-    HistoryEntry,
-    Lab,
-    Mode,
-    Network,
-    NetworkRecord,
-    Nic,
-    NicRecord,
-    Observed,
-    ObservedNetwork,
-    ObservedVm,
-    Origin,
-    Profile,
-    Ref,
-    State,
-    Version,
-    Vm,
-    VmRecord,
-)
-from poclab.plan import Plan, Verb, plan
-from poclab.records import Stamp, volumes
-from poclab.virt.design import data_volume, overlay_volume
+from poclab.model.history import Stamp
+from poclab.model.host import Foreign, Observed, ObservedNetwork, ObservedVm, State
+from poclab.model.model import DataDisk, Lab, Mode, Network, Nic, Vm
+from poclab.model.ownership import volumes
+from poclab.model.record import HistoryEntry, NetworkRecord, NicRecord, VmRecord
+from poclab.model.version import Origin, Profile, Ref, Version
+from poclab.model.vm_volumes import data_volume, overlay_volume
+from poclab.planning.plan import Plan, Verb, plan
 from tests.support import b3sum
 
 GIB = 1024**3
@@ -149,7 +133,7 @@ def volumes_of(vms: Iterable[ObservedVm]) -> frozenset[str]:
 
 
 def applied(found: Plan, before: Observed, mark: str = "00000002") -> Observed:
-    """What the host shows when a plan was carried out, as `poclab.up` carries it out."""
+    """What the host shows when a plan was carried out, as `poclab.labs.up` carries it out."""
     there = {item.record.path: item for item in before.vms}
     for action in found.actions:
         path = f"{found.lab}/{action.target}"

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from poclab.errors import PoclabError
+from poclab.core.errors import PoclabError
 from poclab.virt.host import Host, connect
-from poclab.virt.localpool import LocalPool
 from poclab.virt.pool import SMALL
-from poclab.virt.streampool import StreamPool
+from poclab.virt.pool_local import LocalPool
+from poclab.virt.pool_stream import StreamPool
 from tests.hostile import records
 
 MIB = 1024**2
@@ -364,7 +364,7 @@ def killed_rename(pool: AnyPool, old: str, new: str, step: int) -> bool:
     """Rename in a process that is killed at a step; whether it got that far."""
     code = (
         "import os, sys\n"
-        "from poclab import events\n"
+        "from poclab.core import events\n"
         "from tests.support.pool_contract import opened\n"
         "kind, old, new, left = *sys.argv[1:4], [int(sys.argv[4])]\n"
         "def listener(event):\n"

@@ -54,8 +54,8 @@ class Robber:
 def main() -> None:
     """Run poclab under a robber; see the module."""
     times, guest, *arguments = sys.argv[1:]
-    from poclab import events
     from poclab.cli import main as program
+    from poclab.core import events
 
     sys.argv = ["poclab", *arguments]
     with events.listening(Robber(int(times), int(guest))):

@@ -16,9 +16,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poclab import sharing
-from poclab.blocks import BLOCK
-from poclab.sharing import Disk
+from poclab.disks import dedupe
+from poclab.disks.dedupe import Disk
+from poclab.disks.fingerprints import BLOCK
 from tests.support import b3sum
 
 # Runs of blocks: which one to begin with (0 is a hole), and how many.
@@ -55,7 +55,7 @@ def check(root: Path) -> int:
                 path = work / str(number)
                 data = write(path, runs, tail)
                 disk = Disk(b3sum.digest(data), path)
-                found = sharing.share(disk, [other for other, _ in before], str(root))
+                found = dedupe.share(disk, [other for other, _ in before], str(root))
                 known = {
                     other[at : at + BLOCK]
                     for _, other in before

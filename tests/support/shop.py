@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from poclab.manifest import base_volume
+from poclab.model.version_volumes import base_volume
 from tests.support import accounts, hosts
 from tests.support.hosts import Host
 

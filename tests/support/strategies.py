@@ -8,25 +8,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from poclab.model import (
-    DataDisk,
-    Deployment,
-    Forward,
-    HistoryEntry,
-    Lab,
-    Mode,
-    Network,
-    NetworkRecord,
-    Nic,
-    NicRecord,
-    Profile,
-    Ready,
-    Ref,
-    Vm,
-    VmRecord,
-)
-from poclab.virt.design import overlay_volume
-from poclab.warmstate import frozen_disks
+from poclab.model.model import DataDisk, Forward, Lab, Mode, Network, Nic, Ready, Vm
+from poclab.model.record import Deployment, HistoryEntry, NetworkRecord, NicRecord, VmRecord
+from poclab.model.version import Profile, Ref
+from poclab.model.vm_volumes import overlay_volume
+from poclab.store.warm_states import frozen_disks
 
 MIB = 1024**2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from poclab.blockdevice import Roots
+from poclab.disks.removable import Roots
 
 USB = "pci0000:00/0000:00:14.0/usb2/2-1/2-1:1.0/host6/target6:0:0/6:0:0:0"
 SATA = "pci0000:00/0000:00:17.0/ata1/host0/target0:0:0/0:0:0:0"

@@ -6,7 +6,7 @@ import random
 import time
 from pathlib import Path
 
-from poclab.blocks import BLOCK
+from poclab.disks.fingerprints import BLOCK
 from tests.support import labs
 from tests.support.hosts import Host
 from tests.support.labs import MIB

@@ -11,7 +11,7 @@ from bench import results
 from bench.measure import Comparison, MeasurementError, Series, interleaved
 from bench.reset import guests
 from bench.results import Result
-from poclab.virt.blocks import system_disk
+from poclab.virt.block_jobs import system_disk
 
 ROOT = Path(__file__).parents[2]
 

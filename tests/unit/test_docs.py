@@ -13,18 +13,18 @@ import typer.main
 
 from poclab.cli.app import app
 from poclab.cli.lab import ActionRow
-from poclab.doctor import Check
-from poclab.gc import Removal
-from poclab.imagediff import DiffRow
-from poclab.images import Orphan
-from poclab.marking import MarkRow
-from poclab.parking import ParkedRow
-from poclab.show import VersionRow
-from poclab.space import SpaceRow
-from poclab.status import HistoryRow, VmRow
-from poclab.verify import VerifyRow
-from poclab.versions import ImageRow
-from poclab.warm import StateRow
+from poclab.images.catalog import ImageRow
+from poclab.images.diff import DiffRow
+from poclab.images.show import VersionRow
+from poclab.images.verify import VerifyRow
+from poclab.labs.mark import MarkRow
+from poclab.labs.parked import ParkedRow
+from poclab.labs.status import HistoryRow, VmRow
+from poclab.labs.warm import StateRow
+from poclab.maintenance.df import SpaceRow
+from poclab.maintenance.doctor import Check
+from poclab.maintenance.gc import Removal
+from poclab.maintenance.orphans import Orphan
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (ROOT / "docs/commands.md").read_text()

@@ -11,7 +11,7 @@ import pytest
 
 from poclab.builders.base import BuildRequest
 from poclab.builders.bootc import check_request
-from poclab.builders.source import LABEL
+from poclab.builders.inspect import LABEL
 from poclab.schema.image import load_image
 from poclab.schema.lab import load_lab
 from tests.support import containerfile

@@ -1,7 +1,6 @@
-"""The import rule: imports go down, and each kind of side effect has one place.
+"""What `lint-imports` cannot say of the house: who prints, what is long.
 
-`LAYERS` is the rule; a module that is in no layer is a use case. Imports inside functions and
-under TYPE_CHECKING count like any other.
+The layers themselves are contracts of import-linter in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -15,87 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "poclab"
 
-# From the bottom to the top. A module may import from lower layers and from its own. A name
-# stands for the module and, with a package, for all modules in it.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    (
-        "names",
-        "units",
-        "config",
-        "events",
-        "interrupts",
-        "beside",
-        "files",
-        "room",
-        "capture",
-        "groups",
-        "hints",
-        "outcomes",
-        "programs",
-        "rlimits",
-        "run",
-        "xmltree",
-    ),
-    ("shapes", "volumes", "model", "qcow2_header"),
-    ("schema",),
-    (
-        "virt",
-        "manifest",
-        "chain",
-        "warmstate",
-        "marks",
-        "parked",
-        "store",
-        "disk",
-        "qemuimg",
-        "inspection",
-        "sourcefile",
-        "qcow2file",
-        "formats",
-        "digest",
-        "iso9660",
-        "outfile",
-        "blockdevice",
-        "blocks",
-        "sharing",
-        "extents",
-        "sparse",
-        "packing",
-        "packages",
-        "rpmdb",
-        "spool",
-        "ova",
-        "tarwalk",
-        "container",
-        "builders",
-        "ssh",
-        "bootcstatus",
-        "bootcguest",
-        "probe",
-        "lock",
-        "lockdir",
-        "credentials",
-    ),
-    ("addresses", "ports", "records", "plan"),
-    ("",),  # use cases: every module that is named nowhere else
-    ("output",),
-    ("cli", "__main__"),
-)
-USE_CASES = next(level for level, names in enumerate(LAYERS) if "" in names)
-
-# Who alone may use a module or a built-in.
+# Who alone may use a module or a built-in: files, or folders with all that is in them.
 ONLY: dict[str, tuple[str, ...]] = {
-    "libvirt": ("virt",),
-    "libvirt_qemu": ("virt",),
-    "subprocess": ("run",),
-    "print": ("cli", "output"),
+    "subprocess": ("core/process.py",),
+    "print": ("cli/",),
     # What reads strangers' archives and databases, or runs C code, has one place each.
-    "tarfile": ("bootcguest",),
-    "sqlite3": ("rpmdb",),
-    "ctypes": ("builders",),
+    "tarfile": ("guest/bootc.py",),
+    "sqlite3": ("containers/rpm_database.py",),
+    "ctypes": ("builders/",),
 }
 LONGEST = 500
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -103,25 +32,20 @@ class Use:
     """One import (or call of print) in a file.
 
     Attributes:
-        module: the importing module, without `poclab.`.
+        path: the file, below poclab/.
         target: what is imported, with dots.
         line: where.
     """
 
-    module: str
+    path: str
     target: str
     line: int
 
     def __str__(self) -> str:
-        return f"poclab/{self.module.replace('.', '/')}:{self.line} uses {self.target}"
+        return f"poclab/{self.path}:{self.line} uses {self.target}"
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def uses(source: str, module: str, modules: set[str]) -> list[Use]:
+def uses(source: str, path: str) -> list[Use]:
     """Every import and every print of a module."""
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -129,51 +53,26 @@ def uses(source: str, module: str, modules: set[str]) -> list[Use]:
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}:{node.lineno}: relative imports hide the layer"
-            # `from poclab import plan` imports poclab.plan, `from poclab.plan import X` as well.
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                is_module = whole.removeprefix("poclab.") in modules
-                targets.append(whole if is_module else str(node.module))
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide the layer"
+            targets = [str(node.module)]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             targets = [node.func.id] if node.func.id == "print" else []
-        found += [Use(module, target, getattr(node, "lineno", 0)) for target in targets]
+        found += [Use(path, target, getattr(node, "lineno", 0)) for target in targets]
     return found
-
-
-def layer(module: str) -> int:
-    first = module.split(".")[0]
-    for level, names in enumerate(LAYERS):
-        if first in names:
-            return level
-    return USE_CASES
 
 
 def faults(found: list[Use]) -> list[str]:
     """Uses that break the rule."""
-    wrong = []
-    for use in found:
-        first = use.module.split(".")[0]
-        top, _, rest = use.target.partition(".")
-        if top == "poclab" and rest and layer(rest) > layer(use.module):
-            wrong.append(f"{use}, which is in a higher layer")
-        if top in ONLY and first not in ONLY[top]:
-            wrong.append(f"{use}, which only {' and '.join(ONLY[top])} may")
-    return wrong
-
-
-FILES = sorted(PACKAGE.rglob("*.py"))
-MODULES = {module_name(path) for path in FILES}
+    return [
+        f"{use}, which only {' and '.join(ONLY[use.target])} may"
+        for use in found
+        if use.target in ONLY and not use.path.startswith(ONLY[use.target])
+    ]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down(path: Path) -> None:
-    # poclab/__init__.py is below everything: whoever imports anything imports it.
-    module = module_name(path)
-    found = uses(path.read_text(), module, MODULES)
-    if not module:
-        assert [use for use in found if use.target.startswith("poclab")] == []
-    assert faults(found) == []
+def test_each_side_effect_has_one_place(path: Path) -> None:
+    assert faults(uses(path.read_text(), str(path.relative_to(PACKAGE)))) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -181,43 +80,47 @@ def test_files_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < LONGEST
 
 
-def test_every_layer_exists() -> None:
-    named = {name for names in LAYERS for name in names if name}
-    assert named - {module.split(".")[0] for module in MODULES} == set()
+def test_every_module_is_in_a_package() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
 @pytest.mark.parametrize(
-    ("module", "source"),
+    ("path", "source"),
     [
-        ("model", "from poclab.plan import Plan"),
-        ("model", "import poclab.store"),
-        ("disk", "def late():\n    from poclab import plan"),
-        ("plan", "from poclab import up"),
-        ("up", "from poclab.cli.app import run"),
-        ("up", "from poclab import output"),
-        ("errors", "from poclab import names"),
-        ("plan", "import libvirt"),
-        ("up", "def late():\n    import libvirt_qemu"),
-        ("disk", "import subprocess"),
-        ("disk", "from subprocess import run"),
-        ("up", "print('done')"),
+        ("disks/qemu_img.py", "import subprocess"),
+        ("disks/qemu_img.py", "from subprocess import run"),
+        ("labs/up.py", "print('done')"),
+        ("images/diff.py", "def late():\n    import sqlite3"),
     ],
 )
-def test_the_rule_catches(module: str, source: str) -> None:
-    known = MODULES | {"plan", "up", "output", "names"}
-    assert len(faults(uses(source, module, known))) == 1
+def test_the_rule_catches(path: str, source: str) -> None:
+    assert len(faults(uses(source, path))) == 1
 
 
 @pytest.mark.parametrize(
-    ("module", "source"),
+    ("path", "source"),
     [
-        ("cli.lab", "from poclab import output, up"),
-        ("up", "from poclab.plan import Plan\nfrom poclab import down"),
-        ("virt.host", "import libvirt\nfrom poclab.disk import create_overlay"),
-        ("run", "import subprocess"),
-        ("output", "print('done')"),
+        ("core/process.py", "import subprocess"),
+        ("cli/output.py", "print('done')"),
+        ("labs/up.py", "from poclab.core import process"),
     ],
 )
-def test_the_rule_allows(module: str, source: str) -> None:
-    known = MODULES | {"plan", "up", "down", "output"}
-    assert faults(uses(source, module, known)) == []
+def test_the_rule_allows(path: str, source: str) -> None:
+    assert faults(uses(source, path)) == []
+
+
+def unit_tests() -> set[str]:
+    """Folders of tests/unit."""
+    return {
+        path.name for path in (ROOT / "tests/unit").iterdir() if (path / "__init__.py").exists()
+    }
+
+
+def test_unit_tests_mirror_the_packages() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert unit_tests() <= packages

@@ -8,33 +8,34 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
-from poclab import bootcguest, ssh
-from poclab.bootcguest import BootcGuest
 from poclab.builders import esp, installer, kernel
-from poclab.credentials import oem_strings
-from poclab.errors import PoclabError, UsageError
-from poclab.model import Mode, NicRecord
-from poclab.run import Result
-from poclab.virt import design, metadata
-from poclab.virt.xml import domain_xml
+from poclab.core.errors import PoclabError, UsageError
+from poclab.core.process import Result
+from poclab.definitions import domain, metadata, network, profiles
+from poclab.definitions.xml import domain_xml
+from poclab.guest import bootc, ssh
+from poclab.guest.bootc import BootcGuest
+from poclab.guest.credentials import oem_strings
+from poclab.model.model import Mode
+from poclab.model.record import NicRecord
 from tests.support import make
 
 RECORD = make.record("vm1")
-SESSION = design.HostTraits(session=True, kvm=False, owner="ann")
+SESSION = profiles.HostTraits(session=True, kvm=False, owner="ann")
 
 
 def test_a_name_from_a_record_adds_no_option_to_qemu() -> None:
-    assert "hostname=vm1" in list(design.session_network(RECORD, SESSION))[1].split(",")
+    assert "hostname=vm1" in list(network.session_network(RECORD, SESSION))[1].split(",")
     for name in ("vm1,hostfwd=tcp::22-:22", "vm1,smb=/", "", "a b"):
         with pytest.raises(UsageError):
-            list(design.session_network(replace(RECORD, name=name), SESSION))
+            list(network.session_network(replace(RECORD, name=name), SESSION))
 
 
 @pytest.mark.parametrize("mac", ["52:54:00:00:00:01,romfile=/etc/shadow", "x", ""])
 def test_a_mac_address_from_a_record_adds_no_option_to_qemu(mac: str) -> None:
     record = replace(RECORD, nics=(NicRecord("lan", mac, None, Mode.NAT),))
     with pytest.raises(UsageError, match="invalid MAC address"):
-        list(design.session_network(record, SESSION))
+        list(network.session_network(record, SESSION))
 
 
 def test_kernel_arguments_stay_one_argument_of_a_kickstart() -> None:
@@ -82,7 +83,7 @@ def test_a_guest_s_free_space_is_a_number_or_an_error(
     free: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = f"Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/vda 9 9 {free} 1% /\n"
-    monkeypatch.setattr(bootcguest, "run", lambda *_a, **_o: Result(("ssh",), 0, said, ""))
+    monkeypatch.setattr(bootc, "run", lambda *_a, **_o: Result(("ssh",), 0, said, ""))
     guest = BootcGuest.__new__(BootcGuest)
     monkeypatch.setattr(guest, "_argv", lambda *_a: [])
     guest._path = "acme/vm1"
@@ -93,7 +94,7 @@ def test_a_guest_s_free_space_is_a_number_or_an_error(
 def test_texts_in_xml_stay_texts() -> None:
     hostile = "a]]><x/>&\"'<!-- -->"
     element = metadata.vm_element(replace(RECORD, ssh_key=hostile))
-    spec = design.domain_spec(
+    spec = domain.domain_spec(
         RECORD, SESSION, uuid=None, bases=(), path=str, console_log=None, oem_strings=(hostile,)
     )
     text = domain_xml(replace(spec, metadata=(element,)))

@@ -198,9 +198,10 @@ def disk_of(
     users: list[dict[str, Any]] | None = None,
 ) -> Iterator[Path]:
     """Make a qcow2 disk with poclab's direct builder, which gets the files as a tar file."""
-    from poclab import container, events
     from poclab.builders.base import BuildRequest
     from poclab.builders.direct import Direct
+    from poclab.containers import podman
+    from poclab.core import events
 
     # On the output's file system: the container's own may be small.
     work = Path(tempfile.mkdtemp(prefix="osbuild-", dir=output))
@@ -213,11 +214,11 @@ def disk_of(
         with store.files(found, _MOUNT) as tree:
             image_tar.write(tree, tar, users or [])
 
-    def inspect(image: str, *, root: bool = False) -> container.ImageInfo:
-        return container.ImageInfo(found.id, image)
+    def inspect(image: str, *, root: bool = False) -> podman.ImageInfo:
+        return podman.ImageInfo(found.id, image)
 
-    container.export = export
-    container.inspect = inspect
+    podman.export = export
+    podman.inspect = inspect
     request = BuildRequest(
         found.id, found.id, work, work / "log", disk_size=size, kernel_args=kernel_args
     )
@@ -243,7 +244,7 @@ def run(
     """
     # The first process of a container has no default actions.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    from poclab.errors import PoclabError
+    from poclab.core.errors import PoclabError
 
     try:
         program(sys.argv[1:])

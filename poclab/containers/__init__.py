@@ -1,0 +1,1 @@
+"""Container images, by podman, and what is in them."""

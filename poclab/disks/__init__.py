@@ -1,0 +1,1 @@
+"""Disk files: what they are, how they are made, copied, compared and compressed."""

@@ -1,0 +1,1 @@
+"""What poclab talks about: labs, versions, VMs and their volumes. Pure."""
