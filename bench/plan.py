@@ -10,7 +10,7 @@ from statistics import median
 
 from bench.measure import MeasurementError, Series, interleaved
 from poclab.model.host import Observed
-from poclab.model.model import Lab
+from poclab.model.lab import Lab
 from poclab.schema.lab import load_lab
 from tests.support.make import applied, observed, planned
 

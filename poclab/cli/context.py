@@ -16,7 +16,7 @@ from poclab.core.plaintext import shown
 from poclab.model.names import check_name
 
 if TYPE_CHECKING:
-    from poclab.model.model import Lab
+    from poclab.model.lab import Lab
     from poclab.virt.host import Host
 
 

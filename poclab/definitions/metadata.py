@@ -16,7 +16,7 @@ from poclab.core import safe_xml
 from poclab.core.errors import NewerFormatError
 from poclab.core.plaintext import shown, stored
 from poclab.model import shapes, volumes
-from poclab.model.model import DataDisk, Forward, Mode, Ready
+from poclab.model.lab import DataDisk, Forward, Mode, Ready
 from poclab.model.names import is_name
 from poclab.model.record import Deployment, Frozen, HistoryEntry, NetworkRecord, NicRecord, VmRecord
 from poclab.model.version import Profile, Ref

@@ -13,7 +13,7 @@ from poclab.core.plaintext import shown
 from poclab.definitions import metadata
 from poclab.definitions.profiles import DEVICES, HostTraits
 from poclab.definitions.xml import NetworkSpec
-from poclab.model.model import Mode
+from poclab.model.lab import Mode
 from poclab.model.names import check_name
 from poclab.model.record import HostEntry, NetworkRecord, NicRecord, VmRecord
 from poclab.model.version import Profile

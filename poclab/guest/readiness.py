@@ -14,7 +14,7 @@ from poclab.core.errors import PoclabError
 from poclab.core.units import format_seconds
 from poclab.guest import probe
 from poclab.guest.ssh import LabFiles, LoginState, Target, login
-from poclab.model.model import Ready
+from poclab.model.lab import Ready
 from poclab.model.record import VmRecord
 from poclab.virt.host import Host
 

@@ -21,7 +21,7 @@ from poclab.labs.reset import Reset
 from poclab.labs.selectors import find_vm
 from poclab.model.history import Stamp, entry
 from poclab.model.host import ObservedVm
-from poclab.model.model import DataDisk
+from poclab.model.lab import DataDisk
 from poclab.model.record import VmRecord
 from poclab.model.version_volumes import bases, with_packed
 from poclab.store.parked import Lifetime, Lot, Parked, has_run

@@ -19,7 +19,7 @@ from poclab.definitions.xml import network_xml
 from poclab.guest import readiness
 from poclab.labs import live_commit, start, warm
 from poclab.labs.lab_host import LabHost
-from poclab.model.model import Lab
+from poclab.model.lab import Lab
 from poclab.model.record import VmRecord
 from poclab.planning.plan import Action, Plan, Verb, plan, versions_needed
 from poclab.planning.ports import PortBook

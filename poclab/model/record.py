@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from poclab.model.model import DataDisk, Forward, Mode, Ready
+from poclab.model.lab import DataDisk, Forward, Mode, Ready
 from poclab.model.version import Profile, Ref
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from poclab.model import volumes
-from poclab.model.model import DataDisk
+from poclab.model.lab import DataDisk
 from poclab.model.record import VmRecord
 
 if TYPE_CHECKING:

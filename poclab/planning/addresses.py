@@ -11,7 +11,7 @@ from itertools import chain
 
 from poclab.core.errors import UsageError
 from poclab.definitions.network import gateway, mac
-from poclab.model.model import Lab, Nic, Vm
+from poclab.model.lab import Lab, Nic, Vm
 from poclab.model.record import NicRecord, VmRecord
 
 # The first addresses are left to what engineers like to number by hand.

@@ -8,7 +8,7 @@ from poclab.core import hints
 from poclab.core.plaintext import plain
 from poclab.core.units import format_size
 from poclab.model.host import ObservedVm
-from poclab.model.model import Vm
+from poclab.model.lab import Vm
 from poclab.model.record import VmRecord
 from poclab.model.vm_volumes import data_volume
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from poclab.core.units import format_size
 from poclab.model.host import ObservedVm
-from poclab.model.model import Vm
+from poclab.model.lab import Vm
 from poclab.model.record import VmRecord
 from poclab.model.version import Ref
 from poclab.model.vm_volumes import data_volume

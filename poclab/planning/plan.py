@@ -16,7 +16,7 @@ from poclab.definitions.network import SESSION_NIC_LIMIT, reservations
 from poclab.definitions.profiles import DISK_LIMIT
 from poclab.model.history import Stamp, entry, remade
 from poclab.model.host import Observed, ObservedNetwork, ObservedVm, State
-from poclab.model.model import Lab, Network, Vm
+from poclab.model.lab import Lab, Network, Vm
 from poclab.model.ownership import lost
 from poclab.model.record import HostEntry, NetworkRecord, NicRecord, VmRecord
 from poclab.model.version import Ref, Version

@@ -12,7 +12,7 @@ from itertools import chain
 
 from poclab.core.errors import UsageError
 from poclab.model.host import ObservedVm
-from poclab.model.model import Forward, Lab, Vm
+from poclab.model.lab import Forward, Lab, Vm
 
 SSH = 22
 FIRST, LAST = 22000, 29999  # below the ports that Linux gives to clients, 32768 and up

@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from poclab.model import model, names, version
+from poclab.model import lab as model
+from poclab.model import names, version
 from poclab.schema import fields, references, scalars, yaml_source
 from poclab.schema.fields import (
     Cpus,

@@ -16,7 +16,7 @@ from poclab.core import units
 from poclab.core.errors import UsageError
 from poclab.core.plaintext import shown
 from poclab.model import names
-from poclab.model.model import Forward
+from poclab.model.lab import Forward
 from poclab.model.version import Ref
 from poclab.schema.yaml_source import Scalar
 

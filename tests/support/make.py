@@ -10,7 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from poclab.model.history import Stamp
 from poclab.model.host import Foreign, Observed, ObservedNetwork, ObservedVm, State
-from poclab.model.model import DataDisk, Lab, Mode, Network, Nic, Vm
+from poclab.model.lab import DataDisk, Lab, Mode, Network, Nic, Vm
 from poclab.model.ownership import volumes
 from poclab.model.record import HistoryEntry, NetworkRecord, NicRecord, VmRecord
 from poclab.model.version import Origin, Profile, Ref, Version

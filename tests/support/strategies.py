@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from poclab.model.model import DataDisk, Forward, Lab, Mode, Network, Nic, Ready, Vm
+from poclab.model.lab import DataDisk, Forward, Lab, Mode, Network, Nic, Ready, Vm
 from poclab.model.record import Deployment, HistoryEntry, NetworkRecord, NicRecord, VmRecord
 from poclab.model.version import Profile, Ref
 from poclab.model.vm_volumes import overlay_volume

@@ -16,7 +16,7 @@ from poclab.definitions.xml import domain_xml
 from poclab.guest import bootc, ssh
 from poclab.guest.bootc import BootcGuest
 from poclab.guest.credentials import oem_strings
-from poclab.model.model import Mode
+from poclab.model.lab import Mode
 from poclab.model.record import NicRecord
 from tests.support import make
 

@@ -16,7 +16,7 @@ from poclab.definitions.domain import domain_spec
 from poclab.definitions.profiles import DEVICES, HostTraits
 from poclab.definitions.xml import DomainSpec
 from poclab.model import vm_volumes
-from poclab.model.model import Forward, Mode
+from poclab.model.lab import Forward, Mode
 from poclab.model.record import VmRecord
 from poclab.model.version import Profile
 from tests.support import make, strategies

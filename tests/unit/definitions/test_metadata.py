@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from poclab.core.plaintext import stored
 from poclab.definitions import metadata
 from poclab.definitions.network import detour
-from poclab.model.model import Ready
+from poclab.model.lab import Ready
 from poclab.model.record import Deployment, HistoryEntry, NetworkRecord, VmRecord
 from poclab.model.version import Ref
 from poclab.model.vm_volumes import overlay_volume

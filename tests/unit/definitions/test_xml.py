@@ -20,7 +20,7 @@ from poclab.definitions.domain import domain_spec
 from poclab.definitions.network import network_spec
 from poclab.definitions.profiles import HostTraits
 from poclab.definitions.xml import domain_xml, host_xml, network_xml
-from poclab.model.model import Forward, Mode, Ready
+from poclab.model.lab import Forward, Mode, Ready
 from poclab.model.record import HostEntry
 from poclab.model.version import Profile
 from tests.support import make

@@ -20,7 +20,7 @@ from poclab.core.events import Event
 from poclab.core.process import CommandFailed, Result, Runner, using
 from poclab.guest import clock, readiness, ssh
 from poclab.guest.ssh import LabFiles, Target
-from poclab.model.model import Ready
+from poclab.model.lab import Ready
 from poclab.virt.host import Host
 from tests.support import make
 

@@ -11,7 +11,7 @@ import pytest
 from poclab.core.errors import PoclabError
 from poclab.guest import probe, readiness
 from poclab.guest.ssh import LabFiles, LoginState
-from poclab.model.model import Ready
+from poclab.model.lab import Ready
 from poclab.virt.host import Host
 from tests.support import make
 

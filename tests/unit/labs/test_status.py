@@ -16,7 +16,7 @@ import pytest
 from poclab.core.errors import PoclabError
 from poclab.labs import status
 from poclab.model.host import ObservedVm, State
-from poclab.model.model import Ready
+from poclab.model.lab import Ready
 from poclab.model.record import VmRecord
 from poclab.virt.host import Host
 from tests.support import make

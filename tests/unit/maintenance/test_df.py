@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from poclab.maintenance.df import Group, SpaceRow, groups, rows
-from poclab.model.model import DataDisk
+from poclab.model.lab import DataDisk
 from poclab.model.ownership import volumes
 from poclab.model.version import Ref
 from poclab.model.version_volumes import base_volume, bases, manifest_volume, packed_volume

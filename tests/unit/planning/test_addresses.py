@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from poclab.core.errors import UsageError
 from poclab.definitions import network as netdef
-from poclab.model.model import Lab, Mode, Nic
+from poclab.model.lab import Lab, Mode, Nic
 from poclab.model.record import NicRecord, VmRecord
 from poclab.planning.addresses import assign
 from tests.support import make, strategies

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from poclab.core.errors import Problems
 from poclab.model.history import Stamp
 from poclab.model.host import Foreign, Observed, ObservedNetwork, State
-from poclab.model.model import DataDisk, Forward, Lab, Mode, Nic, Ready
+from poclab.model.lab import DataDisk, Forward, Lab, Mode, Nic, Ready
 from poclab.model.record import VmRecord
 from poclab.model.version import Profile, Ref
 from poclab.planning.plan import Action, Plan, Verb, versions_needed

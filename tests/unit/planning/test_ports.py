@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from poclab.core.errors import UsageError
 from poclab.model.host import ObservedVm
-from poclab.model.model import Forward, Lab, Ready
+from poclab.model.lab import Forward, Lab, Ready
 from poclab.model.record import VmRecord
 from poclab.planning.ports import FIRST, LAST, PortBook, first_port
 from tests.support import make

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from poclab.core import units
 from poclab.core.errors import PoclabError, Problems, UsageError
-from poclab.model.model import DataDisk, Forward, Lab, Mode, Network, Nic, Ready, Vm
+from poclab.model.lab import DataDisk, Forward, Lab, Mode, Network, Nic, Ready, Vm
 from poclab.model.version import Ref
 from poclab.schema import lab as schema
 from tests.unit.model.test_names import BAD_NAMES

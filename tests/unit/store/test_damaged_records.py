@@ -19,7 +19,7 @@ from poclab.core.errors import PoclabError
 from poclab.core.plaintext import stored
 from poclab.definitions import metadata
 from poclab.model import shapes, version_volumes
-from poclab.model.model import Forward, Ready
+from poclab.model.lab import Forward, Ready
 from poclab.model.record import Deployment, Frozen
 from poclab.model.version import Origin, Ref
 from poclab.model.volumes import Kind, VolumeName, find

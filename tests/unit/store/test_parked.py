@@ -13,7 +13,7 @@ from poclab.core.errors import PoclabError, UsageError
 from poclab.labs.parked import meant
 from poclab.labs.restore import choose, returned
 from poclab.model.host import ObservedVm, State
-from poclab.model.model import DataDisk
+from poclab.model.lab import DataDisk
 from poclab.model.ownership import garbage
 from poclab.model.record import Frozen, VmRecord
 from poclab.model.version_volumes import base_volume

@@ -1,4 +1,4 @@
-"""What poclab talks about: labs as asked for, versions, and VMs as recorded on the host.
+"""Labs as their files ask for them: networks, VMs, disks.
 
 Plain frozen dataclasses without behaviour of their own beyond spelling; sizes are bytes,
 times RFC 3339 in UTC.
