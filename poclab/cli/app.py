@@ -89,7 +89,10 @@ def options(
         bool, typer.Option("-v", "--verbose", envvar="POCLAB_VERBOSE", help="Say every step.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", envvar="POCLAB_QUIET", help="Say errors only.")
+        bool,
+        typer.Option(
+            "-q", "--quiet", envvar="POCLAB_QUIET", help="Print no notes and no progress."
+        ),
     ] = False,
     _show_version: Annotated[
         bool,

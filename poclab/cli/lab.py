@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -117,12 +118,11 @@ def up(
     _fail(wanted.name, outcome.failed)
 
 
-def _fail(lab: str, failed: object) -> None:
-    errors = dict(failed) if isinstance(failed, dict) else {}
-    for error in errors.values():
+def _fail(lab: str, failed: Mapping[str, PoclabError]) -> None:
+    for error in failed.values():
         output.show_error(error)
-    if errors:
-        names = ", ".join(sorted(errors))
+    if failed:
+        names = ", ".join(sorted(failed))
         raise PoclabError(
             f"lab {lab} is not fully up: {names}", fix=f"`poclab up {lab}` goes on from here"
         )

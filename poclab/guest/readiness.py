@@ -84,7 +84,7 @@ def wait(host: Host, record: VmRecord, files: LabFiles, *, woke: bool = False) -
     ready = record.ready
     if ready is None:
         return 0.0
-    events.progress(f"{record.name}: waiting for {_wanted(ready)}", vm=record.name)
+    events.progress(f"{record.name}: waiting for {_awaited(host, ready, woke)}", vm=record.name)
     state = LoginState.DOWN
 
     def check() -> bool:
@@ -123,6 +123,11 @@ def _why(ready: Ready, state: LoginState, record: VmRecord) -> str:
 
 def _wanted(ready: Ready) -> str:
     return {"ssh": "SSH", "tcp": f"port {ready.port}", "agent": "the guest agent"}[ready.kind]
+
+
+def _awaited(host: Host, ready: Ready, woke: bool) -> str:
+    by_kernel = woke and ready.kind != "agent" and not host.session  # see `_reached`
+    return "the guest to answer" if by_kernel else _wanted(ready)
 
 
 def _console(host: Host, record: VmRecord) -> str:

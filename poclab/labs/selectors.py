@@ -129,9 +129,8 @@ def _unknown(
         names += [vm.record.name for vm in vms]
     from difflib import get_close_matches
 
-    near = get_close_matches(text, names, n=1)
-    if near:
-        return PoclabError(what, why=f"did you mean {near[0]}?")
     paths = ", ".join(vm.record.path for vm in vms[:10])
     why = f"there are {paths}" if paths else "no lab is up on this host"
-    return PoclabError(what, why=why, fix="`poclab status` lists them")
+    near = get_close_matches(text, names, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return PoclabError(what, why=why, fix=f"{meant}`poclab status` lists them")

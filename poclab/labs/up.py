@@ -45,7 +45,7 @@ class Outcome:
     plan: Plan
     applied: bool
     ready: Mapping[str, float]
-    failed: Mapping[str, Exception]
+    failed: Mapping[str, PoclabError]
 
 
 def up(
@@ -97,7 +97,7 @@ class _Applier:
         self._records: dict[str, VmRecord] = {}
         self._to_start: set[str] = set()
         self._new: set[str] = set()
-        self._failed: dict[str, Exception] = {}
+        self._failed: dict[str, PoclabError] = {}
         self._ready: dict[str, float] = {}
         self._taken: set[int] = set()  # ports that were free when they were chosen
         self._choosing = Lock()

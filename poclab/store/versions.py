@@ -1,10 +1,10 @@
 """Versions in the pool: what there is, publishing, tagging, removing.
 
 A version is a manifest volume `manifest.IMAGE.TAG.json` that names a base disk
-`base.SHA256.qcow2`, and the bases below it when that is layered on others. The manifest is
+`base.DIGEST.qcow2`, and the bases below it when that is layered on others. The manifest is
 written last: a version exists if and only if its manifest holds and its bases are there, plain
-or packed (`base.SHA256.qcow2.zst`, see `packing`). A base without a manifest, a packed one beside
-a plain one and a manifest that does not hold are garbage. A base never changes, so versions
+or packed (`base.DIGEST.qcow2.zst`, see `compression`). A base without a manifest, a packed one
+beside a plain one and a manifest that does not hold are garbage. A base never changes, so versions
 with equal disks share one.
 """
 

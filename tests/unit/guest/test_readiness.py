@@ -8,7 +8,9 @@ from typing import cast
 
 import pytest
 
+from poclab.core import events
 from poclab.core.errors import PoclabError
+from poclab.core.events import Event
 from poclab.guest import probe, readiness
 from poclab.guest.ssh import LabFiles, LoginState
 from poclab.model.lab import Ready
@@ -75,6 +77,19 @@ def test_the_agent_of_one_that_came_back_is_waited_for(monkeypatch: pytest.Monke
     record = make.record("web", ready=Ready("agent", timeout=5))
     readiness.wait(host, record, cast(LabFiles, None), woke=True)
     assert (looks.asked, list(connected)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("session", "woke", "said"),
+    [(False, True, "the guest to answer"), (True, True, "SSH"), (False, False, "SSH")],
+)
+def test_it_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, session: bool, woke: bool, said: str
+) -> None:
+    found: list[Event] = []
+    with events.listening(found.append):
+        Looks(monkeypatch, reached=True).wait(session=session, woke=woke)
+    assert [event.text for event in found] == [f"web: waiting for {said}"]
 
 
 def test_in_a_session_it_is_qemu_that_would_answer(monkeypatch: pytest.MonkeyPatch) -> None:

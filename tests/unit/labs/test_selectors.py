@@ -57,7 +57,8 @@ def test_an_unknown_name_is_told_with_its_neighbour(
         find_vm(VMS, text, lab)
     assert caught.value.exit_code == 1
     if near:
-        assert caught.value.why == f"did you mean {near}?"
+        assert f"did you mean {near}? " in caught.value.fix
+        assert caught.value.why.startswith("there are acme/")
     else:  # a VM of another lab is none of this one, and the message says so
         assert f"{lab}/{text}" in caught.value.what
 
@@ -142,7 +143,8 @@ def test_a_name_of_a_lab_and_a_vm_asks_for_one_of_them() -> None:
 def test_what_is_neither_is_told_with_its_neighbour(name: str, near: str) -> None:
     with pytest.raises(PoclabError, match="there is no VM") as caught:
         find_targets(VMS, ["db", name])
-    assert near in caught.value.why
+    assert near in "; ".join(caught.value.lines())
+    assert "`poclab status` lists them" in caught.value.fix
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "/", "acme/"])
