@@ -13,14 +13,14 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from poclab.core import events, hints, locks
+from poclab.core import events, hints
 from poclab.core.errors import PoclabError
 from poclab.core.units import format_seconds
 from poclab.disks import pool_disks
 from poclab.disks.qcow2_header import virtual_size
 from poclab.guest import readiness
 from poclab.images.lifecycle import collect
-from poclab.labs import chain, live_commit, warm
+from poclab.labs import chain, live_commit, recovery
 from poclab.labs.lab_host import LabHost
 from poclab.labs.selectors import find_vm
 from poclab.model.host import ObservedVm, State
@@ -71,7 +71,7 @@ def commit(host: Host, target: ObservedVm, wish: Wish) -> Version:
             pool's directory cannot be written.
     """
     lab = target.record.lab
-    with locks.hold(lab, uri=host.uri, doing=f"poclab commit in {lab}"):
+    with recovery.locked(host, lab, f"poclab commit in {lab}"):
         # Once more, now that the lab is locked.
         return commit_held(host, find_vm(host.vms(), target.record.path), wish)
 
@@ -116,11 +116,6 @@ class _Work:
         directory = self._directory()
         if self._wish.shut_down or self._vm.active:
             _ = self._host.traits  # says, before anything is touched, that KVM is not to be had
-        self._lab.mend_domains()
-        warm.mend(self._lab)
-        live_commit.settle(self._lab)
-        self._vm = find_vm(self._host.vms(), self._record.path)
-        self._record = self._vm.record
         collect(self._host)
         version = self._interrupted(directory)
         if version is None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from poclab.core import locks
 from poclab.core.errors import PoclabError
 from poclab.core.scheduler import run_in_order
-from poclab.labs import warm
+from poclab.labs import recovery
 from poclab.labs.lab_host import LabHost
 from poclab.labs.parked import forget
 from poclab.model.names import check_name
@@ -66,10 +65,7 @@ def down(
         PoclabError: something could not be removed; the next `down` goes on from there.
     """
     check_name("lab", lab)
-    with locks.hold(lab, uri=host.uri, doing=f"poclab down {lab}"):
-        at = LabHost(host, lab)
-        at.mend_domains()
-        warm.mend(at)
+    with recovery.locked(host, lab, f"poclab down {lab}", drops_disks=True) as at:
         found = look(host, lab)
         damaged.warn(host, damaged.domains_of([lab]))  # these stay, with their disks
         if not found.empty or (volumes and found.kept) or (parked and found.parked):

@@ -17,7 +17,7 @@ from pathlib import Path
 from poclab.core import events, locks, paths
 from poclab.core.errors import PoclabError
 from poclab.core.timestamps import now
-from poclab.definitions.domain import domain_spec, stand_in, stood_in_for
+from poclab.definitions.domain import domain_spec, stand_in
 from poclab.definitions.network import detour, detour_spec
 from poclab.definitions.xml import DomainSpec, domain_xml, network_xml
 from poclab.disks.pool_disks import is_blank
@@ -319,13 +319,6 @@ class LabHost:
         if autostart:
             again.set_autostart(True)
         beside.remove()
-
-    def mend_domains(self) -> None:
-        """Bring back the domains that an interrupted `renew_tpm` took away."""
-        for beside, record in self.host.stand_ins(self.lab):
-            if not any(guest.name == record.domain for guest in self.host.guests()):
-                self.define(record, stood_in_for(beside.uuid))
-            beside.remove()
 
     def remove(self, record: VmRecord) -> None:
         """Remove a VM and its disks, kept data disks aside; the domain goes last.

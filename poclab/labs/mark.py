@@ -17,7 +17,7 @@ from poclab.core.plaintext import shown
 from poclab.core.timestamps import now
 from poclab.core.units import format_size
 from poclab.disks.formats.qcow2 import is_written
-from poclab.labs import commit, live_commit, warm
+from poclab.labs import commit, recovery
 from poclab.labs.lab_host import LabHost
 from poclab.labs.selectors import find_lab
 from poclab.model.host import ObservedVm
@@ -62,11 +62,7 @@ def mark(host: Host, wish: Wish) -> Mark:
     """
     check_name("lab", wish.lab)
     check_mark(wish.name)
-    with locks.hold(wish.lab, uri=host.uri, doing=f"poclab mark {wish.lab}"):
-        lab = LabHost(host, wish.lab)
-        lab.mend_domains()
-        warm.mend(lab)
-        live_commit.settle(lab)
+    with recovery.locked(host, wish.lab, f"poclab mark {wish.lab}") as lab:
         return _Work(lab, wish).run()
 
 

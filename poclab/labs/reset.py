@@ -8,13 +8,12 @@ then the old disk goes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from poclab.core import events, locks
+from poclab.core import events
 from poclab.core.errors import PoclabError
 from poclab.core.scheduler import SkippedError, run_in_order
-from poclab.labs import live_commit, start, warm
+from poclab.labs import live_commit, recovery, start, warm
 from poclab.labs.lab_host import LabHost
 from poclab.labs.reset_targets import Aim, Choice, back
 from poclab.labs.selectors import Target, find_vm
@@ -71,20 +70,14 @@ def reset(
     Raises:
         PoclabError: not every VM can be put on its version; then nothing was touched.
     """
-    labs = sorted({each.vm.record.lab for each in targets})
-    with ExitStack() as held:
-        for lab in labs:
-            held.enter_context(locks.hold(lab, uri=host.uri, doing=f"poclab reset in {lab}"))
-            at = LabHost(host, lab)
-            at.mend_domains()
-            warm.mend(at)
-            if keep_old:
-                live_commit.settle(at)
+    names = {each.vm.record.lab for each in targets}
+    with recovery.all_locked(host, names, "poclab reset", drops_disks=not keep_old) as labs:
         vms = host.vms()  # once more, now that the labs are locked
         again = [replace(each, vm=find_vm(vms, each.path)) for each in targets]
         for each in again if keep_old else ():
-            live_commit.refuse_foreign_disk(LabHost(host, each.vm.record.lab), each.vm)
-        return _Work(host, again, choose, wait=wait, keep_warm=keep_warm, keep_old=keep_old).run()
+            live_commit.refuse_foreign_disk(labs[each.vm.record.lab], each.vm)
+        work = _Work(host, labs, again, choose, wait=wait, keep_warm=keep_warm, keep_old=keep_old)
+        return work.run()
 
 
 def rollback(
@@ -108,6 +101,7 @@ class _Work:
     def __init__(
         self,
         host: Host,
+        labs: Mapping[str, LabHost],
         targets: Sequence[Target],
         choose: Choice,
         *,
@@ -122,7 +116,7 @@ class _Work:
         self._wait = wait
         self._warm = keep_warm
         self._keep_old = keep_old
-        self._labs = {each.vm.record.lab: LabHost(host, each.vm.record.lab) for each in targets}
+        self._labs = labs
         self._errors: dict[str, Exception | None] = {}
         self._records: dict[str, VmRecord] = {}
         self._seconds: dict[str, float] = {}

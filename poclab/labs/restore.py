@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from poclab.core import events, locks
+from poclab.core import events
 from poclab.core.errors import PoclabError, UsageError
 from poclab.core.plaintext import shown
 from poclab.definitions.profiles import DISK_LIMIT
-from poclab.labs import live_commit, start, warm
+from poclab.labs import live_commit, recovery, start
 from poclab.labs.lab_host import LabHost
 from poclab.labs.parked import named
 from poclab.labs.reset import Reset
@@ -46,12 +46,8 @@ def restore(host: Host, text: str, *, keep_old: Lifetime = None, wait: bool = Tr
     name, _, time = text.partition("@")
     vm = _find(host, name)
     path = vm.record.path
-    lab = LabHost(host, vm.record.lab)
-    with locks.hold(lab.lab, uri=host.uri, doing=f"poclab restore in {lab.lab}"):
-        lab.mend_domains()
-        warm.mend(lab)
-        if keep_old:
-            live_commit.settle(lab)
+    doing = f"poclab restore in {vm.record.lab}"
+    with recovery.locked(host, vm.record.lab, doing, drops_disks=not keep_old) as lab:
         vm = find_vm(host.vms(), path)
         if keep_old:
             live_commit.refuse_foreign_disk(lab, vm)

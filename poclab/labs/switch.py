@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from poclab.containers import podman
-from poclab.core import events, locks
+from poclab.core import events
 from poclab.core.errors import PoclabError
 from poclab.core.units import MIB, format_seconds
 from poclab.guest import probe, readiness
 from poclab.guest.bootc import CARRIED, BootcGuest, SameContent
 from poclab.guest.bootc_status import Entry, Status
+from poclab.labs import recovery
 from poclab.labs.lab_host import LabHost
 from poclab.labs.selectors import find_vm
 from poclab.model.history import became_ready
@@ -124,8 +125,8 @@ def switch(host: Host, target: ObservedVm, tag: str, transport: Transport) -> Sw
             that version.
     """
     check_tag(tag)
-    with _held(host, target, "switch") as vm:
-        return _Work(host, vm).switch(Ref(vm.record.version.image, tag), transport)
+    with _held(host, target, "switch") as (lab, vm):
+        return _Work(lab, vm).switch(Ref(vm.record.version.image, tag), transport)
 
 
 def rollback(host: Host, target: ObservedVm) -> Switched:
@@ -134,26 +135,26 @@ def rollback(host: Host, target: ObservedVm) -> Switched:
     Raises:
         PoclabError: the guest does not answer, or has nothing to go back to.
     """
-    with _held(host, target, "rollback") as vm:
-        return _Work(host, vm).rollback()
+    with _held(host, target, "rollback") as (lab, vm):
+        return _Work(lab, vm).rollback()
 
 
 @contextmanager
-def _held(host: Host, target: ObservedVm, doing: str) -> Iterator[ObservedVm]:
-    lab = target.record.lab
-    with locks.hold(lab, uri=host.uri, doing=f"poclab {doing} in {lab}"):
+def _held(host: Host, target: ObservedVm, doing: str) -> Iterator[tuple[LabHost, ObservedVm]]:
+    name = target.record.lab
+    with recovery.locked(host, name, f"poclab {doing} in {name}") as lab:
         # Once more, now that the lab is locked.
-        yield find_vm(host.vms(), target.record.path)
+        yield lab, find_vm(host.vms(), target.record.path)
 
 
 class _Work:
-    def __init__(self, host: Host, vm: ObservedVm) -> None:
-        self._host = host
+    def __init__(self, lab: LabHost, vm: ObservedVm) -> None:
+        self._host = lab.host
         self._record = vm.record
-        self._lab = LabHost(host, vm.record.lab)
+        self._lab = lab
         _check_state(vm)
         # The ports it started with are the ones to reach it by.
-        target = readiness.target(host, vm.running, self._lab.files)
+        target = readiness.target(lab.host, vm.running, self._lab.files)
         self._running = vm.running
         self._guest = BootcGuest(target, vm.record.path)
 

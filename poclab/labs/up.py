@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
 
-from poclab.core import events, locks
+from poclab.core import events
 from poclab.core.errors import PoclabError
 from poclab.core.scheduler import SkippedError, run_in_order
 from poclab.definitions.network import network_spec
 from poclab.definitions.xml import network_xml
 from poclab.guest import readiness
-from poclab.labs import live_commit, start, warm
+from poclab.labs import recovery, start, warm
 from poclab.labs.lab_host import LabHost
 from poclab.model.lab import Lab
 from poclab.model.record import VmRecord
@@ -69,12 +69,8 @@ def up(
     Raises:
         PoclabError: the plan cannot be made, or a step that all VMs need failed.
     """
-    with locks.hold(lab.name, uri=host.uri, doing=f"poclab up {lab.name}"):
-        lab_host = LabHost(host, lab.name)
-        if not dry_run:
-            lab_host.mend_domains()
-            warm.mend(lab_host)
-            live_commit.settle(lab_host)
+    doing = f"poclab up {lab.name}"
+    with recovery.locked(host, lab.name, doing, only_looks=dry_run) as lab_host:
         seen = _plan(lab_host, lab, key=False)
         if dry_run or (seen.actions and not confirm(seen)):
             return Outcome(seen, applied=False, ready={}, failed={})
