@@ -92,13 +92,13 @@ def gc(
     form: OutputOption = Format.TABLE,
 ) -> None:
     """Remove what nobody reaches and, with --keep, old versions that nobody uses."""
-    from poclab.maintenance.gc import Wish, look, remove
+    from poclab.maintenance.gc import CleanUp, look, remove
 
     if precious and keep is None:
         raise UsageError("--precious alone removes nothing", fix="say how many stay: --keep N")
-    wish = Wish(keep, precious)
+    request = CleanUp(keep, precious)
     with context.host() as host:
-        found = look(host, wish)
+        found = look(host, request)
         output.listing(
             found, _REMOVALS, form, lambda row: row.name, empty="there is nothing to remove"
         )
@@ -110,7 +110,7 @@ def gc(
         if not prompts.confirmed(f"Remove {len(found)} things?", yes=yes):
             output.tell("nothing was removed")
             raise typer.Exit(1)
-        gone = remove(host, wish, found)
+        gone = remove(host, request, found)
     for row in found:
         if row not in gone:
             output.tell(f"{row.name} stays: it is in use by now")

@@ -142,7 +142,7 @@ def import_(
 ) -> None:
     """Store a disk that no container image can hold as a version."""
     from poclab.cli import importing
-    from poclab.images.import_disk import Wish, import_disk
+    from poclab.images.import_disk import ImportRequest, import_disk
     from poclab.images.lifecycle import collect
     from poclab.images.pack import pack_older
     from poclab.store.versions import Store
@@ -150,7 +150,7 @@ def import_(
     name = Ref.parse(ref)
     if sha256 and digest:
         raise UsageError("--sha256 and --digest say the same twice", fix="give one of them")
-    wish = Wish(
+    request = ImportRequest(
         source=importing.source(file),
         profile=profile,
         user=user,
@@ -162,7 +162,7 @@ def import_(
     )
     with context.host() as host:
         collect(host)
-        version = import_disk(Store(host.pool, host.uri), name, wish)
+        version = import_disk(Store(host.pool, host.uri), name, request)
         _published(version.ref, version.size)
         pack_older(host, name.image)
         host.settle()

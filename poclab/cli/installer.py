@@ -59,13 +59,13 @@ def iso(
     ] = None,
 ) -> None:
     """Make an installer ISO of a version's container image, for real machines."""
-    from poclab.images.installer import Wish, make_iso
+    from poclab.images.installer import InstallerRequest, make_iso
     from poclab.store.versions import Store
 
     name = Ref.parse(ref)
     if device is not None:
         _stick(device)  # before minutes are spent
-    wish = Wish(
+    request = InstallerRequest(
         target=Path(target),
         force=force,
         kickstart=Path(kickstart) if kickstart else None,
@@ -76,7 +76,7 @@ def iso(
         builder=builder,
     )
     with context.host() as host:
-        made = make_iso(Store(host.pool, host.uri), name, wish)
+        made = make_iso(Store(host.pool, host.uri), name, request)
     _show(made)
     if device is not None:
         _burn(made.path, device)

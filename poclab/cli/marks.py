@@ -44,9 +44,9 @@ def mark(
     """Name the versions that a lab's VMs run, to bring exactly these back with reset."""
     from poclab.labs import mark as marking
 
-    wish = marking.Wish(lab, name, plain(message), commit, quiesce, force)
+    request = marking.MarkRequest(lab, name, plain(message), commit, quiesce, force)
     with context.host() as host:
-        made = marking.mark(host, wish)
+        made = marking.mark(host, request)
     if not context.options().quiet:
         versions = ", ".join(f"{item.vm} {item.version}" for item in made.vms)
         output.tell(f"{made.name} of {made.lab} is {versions}")

@@ -19,11 +19,11 @@ app = typer.Typer(help="Disks that VMs were taken off, for `restore`.", no_args_
 
 def _complete_parked(incomplete: str) -> list[str]:
     """Parked disks, as `VM@TIME` and `LAB/VM@TIME`."""
-    from poclab.store.parked import Lot
+    from poclab.store.parked import ParkedDisks
 
     try:
         with context.host() as host:
-            kept = Lot.of(host.pool).kept(host.vms())
+            kept = ParkedDisks.of(host.pool).kept(host.vms())
     except Exception:  # completion never prints an error
         return []
     names = {name for item in kept for name in (item.name, item.name.partition("/")[2])}
@@ -91,10 +91,10 @@ def drop(
     """Delete parked disks."""
     from poclab.labs.parked import drop as delete
     from poclab.labs.parked import meant
-    from poclab.store.parked import Lot
+    from poclab.store.parked import ParkedDisks
 
     with context.host() as host:
-        kept = Lot.of(host.pool).kept(host.vms())
+        kept = ParkedDisks.of(host.pool).kept(host.vms())
         found = list(dict.fromkeys(meant(kept, name).name for name in names))
         if not prompts.confirmed(f"Delete the parked disk of {', '.join(found)}?", yes=yes):
             output.tell("nothing was deleted")

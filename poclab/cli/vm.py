@@ -157,11 +157,11 @@ def commit(
     yes: YesOption = False,
 ) -> None:
     """Make a version of a VM's system disk, and put the VM on it."""
-    from poclab.labs.commit import Wish
+    from poclab.labs.commit import CommitRequest
     from poclab.labs.commit import commit as make
     from poclab.labs.selectors import find_vm
 
-    wish = Wish(Ref.parse(ref), plain(message), shutdown, flatten, quiesce)
+    request = CommitRequest(Ref.parse(ref), plain(message), shutdown, flatten, quiesce)
     with context.host() as host:
         target = find_vm(host.vms(), vm)
         path = target.record.path
@@ -169,7 +169,7 @@ def commit(
         if stops and not prompts.confirmed(f"Shut {path} down for it?", yes=yes):
             output.tell("nothing was done")
             raise typer.Exit(1)
-        version = make(host, target, wish)
+        version = make(host, target, request)
     if not context.options().quiet:
         layer = f", a layer on {version.origin.inputs['version']}" if version.parents else ""
         output.tell(f"committed {path} as {version.ref}, {format_size(version.size)}{layer}")

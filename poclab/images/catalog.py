@@ -11,7 +11,7 @@ from poclab.model.version_volumes import version_volumes
 from poclab.model.volumes import Kind
 from poclab.store import damaged
 from poclab.store.marks import Marks
-from poclab.store.parked import Lot
+from poclab.store.parked import ParkedDisks
 from poclab.store.usage import users
 from poclab.store.versions import Store
 from poclab.virt import allocation
@@ -51,7 +51,7 @@ def image_rows(host: Host) -> list[ImageRow]:
     """All versions."""
     damaged.warn(host, damaged.domains, damaged.versions, damaged.marks, damaged.parked)
     vms, marks = host.vms(), Marks.of(host.pool)
-    parked = Lot.of(host.pool).kept(vms)
+    parked = ParkedDisks.of(host.pool).kept(vms)
     versions = Store(host.pool, host.uri).versions()
     return [
         _image_row(version, users(version, vms, marks, parked), alone)

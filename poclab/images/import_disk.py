@@ -42,7 +42,7 @@ _DIGEST = re.compile(r"(?:(sha256|blake3):)?([0-9a-fA-F]{64})")
 
 
 @dataclass(frozen=True)
-class Wish:
+class ImportRequest:
     """What is to be imported, and how.
 
     Attributes:
@@ -91,7 +91,7 @@ class _Found:
     system: str = ""
 
 
-def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
+def import_disk(store: Store, ref: Ref, request: ImportRequest) -> Version:
     """Publish a copy of a disk as a version; the file itself is left alone.
 
     The copy is made anew by qemu-img, a qcow2 too: internal snapshots, unused space and
@@ -101,54 +101,54 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
     Args:
         store: where the version goes.
         ref: its name.
-        wish: what is to be imported.
+        request: what is to be imported.
 
     Raises:
         UsageError: the format, the digest or the choice of a disk is wrong.
         PoclabError: the version exists, the file is no disk poclab takes or not the one
             that was meant, or there is no room.
     """
-    wanted = _wanted_digest(wish.digest)
-    if not is_user(wish.user):
+    wanted = _wanted_digest(request.digest)
+    if not is_user(request.user):
         raise UsageError(
-            f"invalid user name {shown(wish.user)}",
+            f"invalid user name {shown(request.user)}",
             why="it must be printable, not begin with - and have at most 256 characters",
             fix="give the account to log in as: --user USER",
         )
-    if wish.format is not None and wish.format not in FORMATS:
+    if request.format is not None and request.format not in FORMATS:
         raise UsageError(
-            f"poclab imports no {shown(wish.format)}",
+            f"poclab imports no {shown(request.format)}",
             why=f"it imports {', '.join(FORMATS)}",
             fix="convert it: qemu-img convert -O qcow2 FILE NEW.qcow2",
         )
     store.refuse_existing(ref)
     with ExitStack() as stack:
         known = None
-        if isinstance(wish.source, Path):
-            name = wish.source.name
-            file = stack.enter_context(source_file.opening(wish.source, shown(name, 200)))
-            found = _look(file, name, wish)
+        if isinstance(request.source, Path):
+            name = request.source.name
+            file = stack.enter_context(source_file.opening(request.source, shown(name, 200)))
+            found = _look(file, name, request)
             work = stack.enter_context(store.workdir())
             if file.foreign:
-                found = _look(_private(file, work, stack), name, wish)
+                found = _look(_private(file, work, stack), name, request)
             _check_room(found, work)
         else:
             work = stack.enter_context(store.workdir())
             events.step("read standard input")
             known = spool(
-                wish.source,
+                request.source,
                 work / "input",
-                limit=wish.size_limit,
-                expected=FORMATS[wish.format] if wish.format else None,
+                limit=request.size_limit,
+                expected=FORMATS[request.format] if request.format else None,
                 like=wanted or digest.DISKS,
             )
             _compare(NAME, known, wanted)
             file = stack.enter_context(source_file.opening(work / "input", NAME))
-            found = _look(file, NAME, wish)
+            found = _look(file, NAME, request)
         inspection.agree(found.window, found.disk)
         target = work / "disk.qcow2"
         identity, made = _convert(found, target, wanted, known)
-        profile, how = _profile(target, found.system, wish)
+        profile, how = _profile(target, found.system, request)
         inputs = {"format": found.disk.format, "profile": how}
         if found.member:
             inputs["disk"] = found.member
@@ -159,27 +159,27 @@ def import_disk(store: Store, ref: Ref, wish: Wish) -> Version:
             virtual_size=found.disk.virtual_size,
             profile=profile,
             origin=Origin("imported", source=found.name, digest=identity, inputs=inputs),
-            user=wish.user,
+            user=request.user,
             digest=made,
         )
 
 
-def _look(file: Source, name: str, wish: Wish) -> _Found:
+def _look(file: Source, name: str, request: ImportRequest) -> _Found:
     """Find out what a file is by its bytes; no other program sees it yet."""
     events.step("inspect", file=name)
-    form = FORMATS[wish.format] if wish.format else None
+    form = FORMATS[request.format] if request.format else None
     window = file.window
     kind = detect(window)
     if kind == "tar" and form in (None, "ova"):
         from poclab.disks import ova
 
-        package = ova.look(window, wish.disk)
+        package = ova.look(window, request.disk)
         member = package.disk.name
         inside = window.part(package.disk.part, shown(f"{name}: {member}", 200))
         return _Found(file, name, read(inside), inside, member, package.digests, package.system)
     if form == "ova":
         raise PoclabError(f"{window.name} is no OVA", why="it is no tar archive")
-    if wish.disk is not None:
+    if request.disk is not None:
         raise UsageError("--disk chooses a disk of an OVA", why=f"{window.name} is none")
     return _Found(file, name, read(window, form), window)
 
@@ -253,14 +253,14 @@ def _compare(name: str, found: str, wanted: str | None) -> None:
         )
 
 
-def _profile(target: Path, system: str, wish: Wish) -> tuple[Profile, str]:
+def _profile(target: Path, system: str, request: ImportRequest) -> tuple[Profile, str]:
     """The profile and, for the record, where it comes from."""
-    if wish.profile is not None:
-        return wish.profile, "given"
+    if request.profile is not None:
+        return request.profile, "given"
     events.step("look at the disk")
     guess = profile_guess.guess(target, system)
-    if not guess.sure and wish.choose is not None:
-        return wish.choose(guess), "asked"
+    if not guess.sure and request.choose is not None:
+        return request.choose(guess), "asked"
     again = "" if guess.sure else "; if that is wrong, import it with --profile"
     events.note(f"profile {guess.profile}: {guess.reason}{again}")
     return guess.profile, f"guessed: {guess.reason}"

@@ -34,7 +34,7 @@ _RESERVE = 64 * MIB
 
 
 @dataclass(frozen=True)
-class Wish:
+class InstallerRequest:
     """What the installer is to be.
 
     Attributes:
@@ -75,7 +75,7 @@ class Iso:
     label: str
 
 
-def make_iso(store: Store, ref: Ref, wish: Wish) -> Iso:
+def make_iso(store: Store, ref: Ref, request: InstallerRequest) -> Iso:
     """Make an installer of a version's container image.
 
     Whatever goes wrong, nothing is under the file's name; what a killed one left is removed by the
@@ -84,22 +84,22 @@ def make_iso(store: Store, ref: Ref, wish: Wish) -> Iso:
     Args:
         store: where the version is.
         ref: the version.
-        wish: what is wanted.
+        request: what is wanted.
 
     Raises:
-        UsageError: the wishes contradict each other or cannot be fulfilled.
+        UsageError: the options contradict each other or cannot be fulfilled.
         PoclabError: the version has no container image any more, there is no room, or the build
             failed; the message names the log.
     """
-    output_file.check(wish.target, force=wish.force)
-    kickstart = installer.read_kickstart(wish.kickstart) if wish.kickstart else None
-    output, builder = auto.for_iso(wish.output, wish.builder, wish.installer)
+    output_file.check(request.target, force=request.force)
+    kickstart = installer.read_kickstart(request.kickstart) if request.kickstart else None
+    output, builder = auto.for_iso(request.output, request.builder, request.installer)
     version = store.get(ref)
     image = container_image(version)
     inputs = version.origin.inputs
-    log = new_log(ref, f"poclab image iso {ref} --output {wish.target}")
+    log = new_log(ref, f"poclab image iso {ref} --output {request.target}")
 
-    def request(work: Path) -> BuildRequest:
+    def build_request(work: Path) -> BuildRequest:
         return BuildRequest(
             image=image.name,
             image_id=image.id,
@@ -107,37 +107,37 @@ def make_iso(store: Store, ref: Ref, wish: Wish) -> Iso:
             log=log,
             rootfs=inputs.get(ROOT_FILE_SYSTEM) or inputs.get("rootfs", "ext4"),
             kernel_args=tuple(inputs.get("kernel_args", "").split()),
-            blueprint=wish.blueprint,
+            blueprint=request.blueprint,
             builder_image=_builder_image(version, builder),
             output=output,
-            installer=wish.installer,
+            installer=request.installer,
             kickstart=kickstart,
-            unattended=wish.unattended,
+            unattended=request.unattended,
         )
 
     with naming(log):
         made = osbuild.Osbuild(builder, version.user)
-        made.check(request(log.parent))
+        made.check(build_request(log.parent))
         # Before minutes are spent; the builder merges it again with what it finds in the image.
-        _tell(wish, output, installer.merged(request(log.parent), None, builder))
-        if "blueprint" in inputs and wish.blueprint is None:
+        _tell(request, output, installer.merged(build_request(log.parent), None, builder))
+        if "blueprint" in inputs and request.blueprint is None:
             events.note(f"{ref} was built with a blueprint: what it says is not in the installer")
         for name in podman.remove_leftovers():
             events.debug(f"removed container {name}, left by an interrupted build")
-        with output_file.beside(wish.target) as work:
+        with output_file.beside(request.target) as work:
             with _room(image.size + _INSTALLER, (work, privileged.graph_root())):
-                built = made.build(request(work))
+                built = made.build(build_request(work))
             events.step("check the ISO", iso=str(built.disk))
             volume = iso9660.read(built.disk)
             if not volume.bootable:
                 raise PoclabError("the builder made an ISO that does not start", fix="see the log")
             made_iso = Iso(
-                wish.target,
+                request.target,
                 built.disk.stat().st_size,
                 file_digest(built.disk, "sha256"),
                 volume.label,
             )
-            output_file.publish(built.disk, wish.target, force=wish.force)
+            output_file.publish(built.disk, request.target, force=request.force)
     return made_iso
 
 
@@ -185,16 +185,16 @@ def _builder_image(version: Version, builder: str) -> str | None:
     return inputs.get("builder_image")
 
 
-def _tell(wish: Wish, output: Output, blueprint: dict[str, object]) -> None:
+def _tell(request: InstallerRequest, output: Output, blueprint: dict[str, object]) -> None:
     """Say what the installer will do to a machine."""
     custom = blueprint.get("customizations")
     settings = custom.get("installer", {}) if isinstance(custom, dict) else {}
     if not output.takes_kickstart:
-        events.note(f"what the installer asks is up to {wish.installer}")
+        events.note(f"what the installer asks is up to {request.installer}")
     elif settings.get("unattended"):
         events.warning("the installer erases the disks of the machine it starts on, unasked")
-    elif wish.kickstart:
-        events.note(f"the installer does what {wish.kickstart} says, and asks for the rest")
+    elif request.kickstart:
+        events.note(f"the installer does what {request.kickstart} says, and asks for the rest")
     else:
         events.note("the installer asks for the disk")
 

@@ -11,7 +11,7 @@ from poclab.model.host import Foreign, ObservedVm
 from poclab.model.version import Ref, Version
 from poclab.model.version_volumes import base_volume, bases
 from poclab.store.marks import Marks
-from poclab.store.parked import Lot, Parked
+from poclab.store.parked import Parked, ParkedDisks
 from poclab.store.usage import on_version, standing_on, used_volumes
 from poclab.store.versions import Store
 from poclab.virt.host import Host
@@ -27,7 +27,7 @@ def remove(host: Host, refs: Sequence[Ref]) -> None:
     with store.changing():
         _collect(host, store)  # what a removal that was interrupted left goes, whatever follows
         versions = [store.get(ref) for ref in refs]
-        vms, foreign, lot = host.vms(), host.foreign(), Lot.of(host.pool)
+        vms, foreign, lot = host.vms(), host.foreign(), ParkedDisks.of(host.pool)
         stay = [other for other in store.versions() if other.ref not in refs]
         marks = Marks.of(host.pool)
         for version in versions:
@@ -106,7 +106,7 @@ def collect(host: Host) -> list[str]:
 
 
 def _collect(host: Host, store: Store) -> list[str]:
-    found = store.garbage(used_volumes(host.vms(), host.foreign(), Lot.of(host.pool)))
+    found = store.garbage(used_volumes(host.vms(), host.foreign(), ParkedDisks.of(host.pool)))
     for name in found:
         events.step("delete", volume=name)
         host.pool.delete(name)

@@ -21,7 +21,7 @@ from poclab.core.errors import PoclabError
 from poclab.core.units import format_seconds, format_size
 from poclab.model.version import Ref, Version
 from poclab.model.version_volumes import base_volume, bases, packed_volume
-from poclab.store.parked import Lot
+from poclab.store.parked import ParkedDisks
 from poclab.store.versions import Store
 from poclab.virt.host import Host
 from poclab.virt.pool_local import LocalPool
@@ -72,7 +72,7 @@ def _look(host: Host, store: Store) -> _Found:
     names = set(host.pool.names())
     from poclab.store.usage import used_volumes
 
-    used = used_volumes(host.vms(), host.foreign(), Lot.of(host.pool))
+    used = used_volumes(host.vms(), host.foreign(), ParkedDisks.of(host.pool))
     stay = active(versions, used)
     if store.holds_all():  # what that stands on cannot be known
         stay |= names

@@ -9,7 +9,7 @@ from poclab.model.host import ObservedVm
 from poclab.model.version import Ref, Version
 from poclab.model.version_volumes import bases
 from poclab.store.marks import Marks
-from poclab.store.parked import Lot, Parked
+from poclab.store.parked import Parked, ParkedDisks
 from poclab.store.usage import users
 from poclab.store.versions import Store
 from poclab.virt.host import Host
@@ -71,7 +71,9 @@ def show(host: Host, ref: Ref) -> VersionRow:
     """
     store = Store(host.pool, host.uri)
     vms, marks = host.vms(), Marks.of(host.pool)
-    return describe(store.get(ref), store.versions(), vms, marks, Lot.of(host.pool).kept(vms))
+    return describe(
+        store.get(ref), store.versions(), vms, marks, ParkedDisks.of(host.pool).kept(vms)
+    )
 
 
 def describe(

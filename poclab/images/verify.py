@@ -78,7 +78,7 @@ def verify(host: Host, wanted: Sequence[Ref | str] = ()) -> list[VerifyRow]:
     with store.reading():
         found = store.manifests()
     chosen = _chosen(store, found, wanted)
-    work = _Work(host, store, found)
+    work = _Reading(host, store, found)
     return [row for item in chosen if (row := work.row(item))]
 
 
@@ -90,7 +90,7 @@ def _chosen(store: Store, found: list[Stored], wanted: Sequence[Ref | str]) -> l
     return [item for item in found if not wanted or {item.ref, item.ref.image} & set(wanted)]
 
 
-class _Work:
+class _Reading:
     """Reads each base once, however many versions stand on it."""
 
     def __init__(self, host: Host, store: Store, found: Iterable[Stored]) -> None:

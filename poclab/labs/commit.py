@@ -38,7 +38,7 @@ PATIENCE = 300.0  # seconds a guest gets to shut down: Windows may finish an upd
 
 
 @dataclass(frozen=True)
-class Wish:
+class CommitRequest:
     """What is to be made.
 
     Attributes:
@@ -58,13 +58,13 @@ class Wish:
     otherwise: str = ""
 
 
-def commit(host: Host, target: ObservedVm, wish: Wish) -> Version:
+def commit(host: Host, target: ObservedVm, request: CommitRequest) -> Version:
     """Make a version of a VM's system disk; the VM is on that version afterwards.
 
     Args:
         host: the host.
         target: the VM.
-        wish: what is to be made.
+        request: what is to be made.
 
     Raises:
         PoclabError: the VM runs and its guest agent does not answer, the name is taken, or the
@@ -73,26 +73,26 @@ def commit(host: Host, target: ObservedVm, wish: Wish) -> Version:
     lab = target.record.lab
     with recovery.locked(host, lab, f"poclab commit in {lab}"):
         # Once more, now that the lab is locked.
-        return commit_held(host, find_vm(host.vms(), target.record.path), wish)
+        return commit_held(host, find_vm(host.vms(), target.record.path), request)
 
 
-def commit_held(host: Host, vm: ObservedVm, wish: Wish) -> Version:
+def commit_held(host: Host, vm: ObservedVm, request: CommitRequest) -> Version:
     """Do what `commit` does, with the VM's lab locked by the caller."""
-    return _Work(host, vm, wish).run()
+    return _Commit(host, vm, request).run()
 
 
-def check(host: Host, vm: ObservedVm, wish: Wish) -> None:
+def check(host: Host, vm: ObservedVm, request: CommitRequest) -> None:
     """See that a VM can be committed, with its lab locked and what was interrupted put right.
 
     Raises:
         PoclabError: it cannot.
     """
-    _Work(host, vm, wish).check()
+    _Commit(host, vm, request).check()
 
 
 def begun(host: Host, vm: ObservedVm, ref: Ref) -> bool:
     """Whether a version was made of a VM as it is now, and the VM is still to be put on it."""
-    return _Work(host, vm, Wish(ref)).begun()
+    return _Commit(host, vm, CommitRequest(ref)).begun()
 
 
 def room(host: Host, record: VmRecord) -> int:
@@ -103,25 +103,25 @@ def room(host: Host, record: VmRecord) -> int:
     return sum(host.pool.stat(name).allocated for name in (record.overlay, *below))
 
 
-class _Work:
-    def __init__(self, host: Host, vm: ObservedVm, wish: Wish) -> None:
+class _Commit:
+    def __init__(self, host: Host, vm: ObservedVm, request: CommitRequest) -> None:
         self._host = host
         self._vm = vm
         self._record = vm.record
-        self._wish = wish
+        self._request = request
         self._lab = LabHost(host, vm.record.lab)
         self._store = self._lab.store
 
     def run(self) -> Version:
         directory = self._directory()
-        if self._wish.shut_down or self._vm.active:
+        if self._request.shut_down or self._vm.active:
             _ = self._host.traits  # says, before anything is touched, that KVM is not to be had
         collect(self._host)
         version = self._interrupted(directory)
         if version is None:
             self._lab.sweep()
             self._refuse()
-            if self._vm.active and not self._wish.shut_down:
+            if self._vm.active and not self._request.shut_down:
                 version = self._made_live(directory)
             else:
                 version = self._made(directory)
@@ -129,7 +129,7 @@ class _Work:
             self._record = live_commit.put_on(self._lab, self._vm, version, live=False)
         self._lab.sweep()
         self._host.settle()
-        if self._wish.shut_down:
+        if self._request.shut_down:
             self._start()
         return version
 
@@ -144,7 +144,7 @@ class _Work:
     # --- what is there -------------------------------------------------------------------
 
     def _refuse(self) -> None:
-        self._store.refuse_existing(self._wish.ref)
+        self._store.refuse_existing(self._request.ref)
         self._check_state()
         self._check_chain()
 
@@ -159,7 +159,7 @@ class _Work:
 
     def _interrupted(self, directory: Path) -> Version | None:
         """The version, if this command made it before, was stopped, and can go on."""
-        record, ref = self._record, self._wish.ref
+        record, ref = self._record, self._request.ref
         version = self._store.get(ref) if self._store.has(ref) else None
         if version is None or version.origin.source != record.path:
             return None
@@ -178,8 +178,8 @@ class _Work:
 
     def _check_state(self) -> None:
         record, vm = self._record, self._vm
-        again = f"poclab commit {record.path} --as {self._wish.ref} --shutdown"
-        otherwise = self._wish.otherwise or f"shut it down for this: {again}"
+        again = f"poclab commit {record.path} --as {self._request.ref} --shutdown"
+        otherwise = self._request.otherwise or f"shut it down for this: {again}"
         if vm.live and vm.live.overlay != record.overlay:
             raise PoclabError(
                 f"{record.path} runs on a disk it is to leave",
@@ -187,7 +187,7 @@ class _Work:
                 fix=f"finish it first: poclab reset {record.path}",
             )
         live_commit.refuse_foreign_disk(self._lab, vm)
-        live = vm.active and not self._wish.shut_down
+        live = vm.active and not self._request.shut_down
         if vm.state in (State.PAUSED, State.IO_ERROR) or (live and vm.state is not State.RUNNING):
             raise PoclabError(
                 f"{record.path} is {vm.state}",
@@ -201,7 +201,7 @@ class _Work:
                 fix="start it, so that it goes on: " + hints.virsh("start", names=[record.domain]),
             )
         if live:
-            quiesce = self._wish.quiesce
+            quiesce = self._request.quiesce
             live_commit.refuse_silent(self._lab, vm, quiesce=quiesce, otherwise=otherwise)
 
     # --- the version ---------------------------------------------------------------------
@@ -220,7 +220,7 @@ class _Work:
     def _made_live(self, directory: Path) -> Version:
         self._lab.check_sizes(self._record)
         try:
-            live_commit.freeze(self._lab, self._record, quiesce=self._wish.quiesce)
+            live_commit.freeze(self._lab, self._record, quiesce=self._request.quiesce)
             version = self._publish(directory)
             self._record = live_commit.put_on(self._lab, self._vm, version, live=True)
         except BaseException:  # Ctrl-C too
@@ -235,11 +235,11 @@ class _Work:
         """
         with contextlib.suppress(PoclabError, OSError):
             live_commit.settle(self._lab, patience=1.0)
-            if not self._store.has(self._wish.ref):
+            if not self._store.has(self._request.ref):
                 self._lab.sweep()
 
     def _publish(self, directory: Path) -> Version:
-        record, wish = self._record, self._wish
+        record, request = self._record, self._request
         self._check_chain()
         overlay = directory / record.overlay
         inputs = {"version": str(record.version), "version_digest": record.digest}
@@ -256,13 +256,13 @@ class _Work:
                 pool_disks.convert_to_qcow2(overlay, "qcow2", file)
                 pool_disks.check(file)
             return self._store.publish(
-                wish.ref,
+                request.ref,
                 file,
                 virtual_size=virtual_size(file),
                 profile=record.profile,
                 origin=Origin("committed", record.path, inputs=inputs),
                 user=record.user,
-                labels={"message": wish.message} if wish.message else {},
+                labels={"message": request.message} if request.message else {},
                 parents=parents,
             )
 
@@ -272,12 +272,12 @@ class _Work:
     def _alone(self) -> bool:
         """Whether the version is to stand alone: it was asked for, or the chain is long."""
         count = 1 + len(bases(self._record))
-        if count > CHAIN_LIMIT and not self._wish.flatten:
+        if count > CHAIN_LIMIT and not self._request.flatten:
             events.note(
-                f"{self._wish.ref} stands alone: it would be {count} disks deep,"
+                f"{self._request.ref} stands alone: it would be {count} disks deep,"
                 f" and {CHAIN_LIMIT} is the limit"
             )
-        return self._wish.flatten or count > CHAIN_LIMIT
+        return self._request.flatten or count > CHAIN_LIMIT
 
     def _start(self) -> None:
         record = self._record

@@ -13,7 +13,7 @@ from poclab.labs.parked import forget
 from poclab.model.names import check_name
 from poclab.model.volumes import Kind, of_lab
 from poclab.store import damaged
-from poclab.store.parked import Lot
+from poclab.store.parked import ParkedDisks
 from poclab.virt.host import Host
 
 
@@ -73,7 +73,7 @@ def down(
                 return None
             _remove(at, found, volumes)
         if parked:
-            forget(at, [x for x in Lot.of(host.pool, lab).items if x.name in found.parked])
+            forget(at, [x for x in ParkedDisks.of(host.pool, lab).items if x.name in found.parked])
         at.sweep()
         if not ((found.kept and not volumes) or (found.parked and not parked)):
             at.files.remove()
@@ -87,7 +87,7 @@ def look(host: Host, lab: str) -> Downfall:
     vms = tuple(vm.record.name for vm in there if vm.record.lab == lab)
     networks = tuple(net.record.name for net in host.networks() if net.record.lab == lab)
     kept = tuple(map(str, of_lab(host.pool.names(), lab, Kind.DATA)))
-    parked = tuple(x.name for x in Lot.of(host.pool, lab).kept(there) if x.lasting)
+    parked = tuple(x.name for x in ParkedDisks.of(host.pool, lab).kept(there) if x.lasting)
     return Downfall(lab, vms, networks, kept, parked)
 
 

@@ -33,9 +33,9 @@ from poclab.model.version_volumes import base_volume, bases
 from poclab.model.vm_volumes import data_volume, next_mark, overlay_volume
 from poclab.model.volumes import Kind, VolumeName, of_lab
 from poclab.store import parked
-from poclab.store.parked import Lifetime, Lot, Parked
+from poclab.store.parked import Lifetime, Parked, ParkedDisks
 from poclab.store.versions import Store
-from poclab.store.warm_states import Shelf
+from poclab.store.warm_states import WarmStates
 from poclab.virt.domain import Guest
 from poclab.virt.host import Host
 from poclab.virt.pool_local import LocalPool
@@ -199,7 +199,10 @@ class LabHost:
             if VolumeName.parse(old).lab == self.lab:  # nobody is at it: the lab is locked
                 events.step("delete", volume=new)
                 self.host.pool.undo(old)
-        shelf, lot = Shelf.of(self.host.pool, self.lab), Lot.of(self.host.pool, self.lab)
+        shelf, lot = (
+            WarmStates.of(self.host.pool, self.lab),
+            ParkedDisks.of(self.host.pool, self.lab),
+        )
         held = shelf.held(vms) | lot.held(vms)
         found = garbage(self.lab, sorted(shelf.names), vms, foreign, held)
         for name in sorted(found, key=lambda name: lot.last(name, vms)):
@@ -270,7 +273,7 @@ class LabHost:
 
     def park(self, vm: ObservedVm, keep: Lifetime) -> Parked | None:
         """Keep the disks that a VM is to be taken off; see `parked.park`."""
-        lot = Lot.of(self.host.pool, self.lab)
+        lot = ParkedDisks.of(self.host.pool, self.lab)
         return parked.park(self.host.pool, lot, vm, paths.user_name(), keep)
 
     def leave(self, guest: Guest, before: ObservedVm, left: Parked | None) -> None:
@@ -297,7 +300,7 @@ class LabHost:
             failed: these VMs, as `LAB/VM`.
         """
         vms = self.host.vms() if failed else []
-        for item in Lot.of(self.host.pool, self.lab).kept(vms):
+        for item in ParkedDisks.of(self.host.pool, self.lab).kept(vms):
             path = item.record.path
             if path in failed and not item.lasting:
                 events.note(f"{path}: its old disk is still there: poclab restore {item.name}")
@@ -359,7 +362,7 @@ class LabHost:
     @cached_property
     def _parked(self) -> frozenset[str]:
         """The volumes of this lab that are parked."""
-        return Lot.of(self.host.pool, self.lab).held(self.host.vms())
+        return ParkedDisks.of(self.host.pool, self.lab).held(self.host.vms())
 
     def _end(self, guest: Guest, record: VmRecord, *, gently: bool = False) -> bool:
         """End a guest whose system disk goes; one with a disk to keep may write it out first.

@@ -32,7 +32,7 @@ from poclab.virt.pool_local import LocalPool
 
 
 @dataclass(frozen=True)
-class Wish:
+class MarkRequest:
     """What is to be marked.
 
     Attributes:
@@ -52,7 +52,7 @@ class Wish:
     force: bool = False
 
 
-def mark(host: Host, wish: Wish) -> Mark:
+def mark(host: Host, request: MarkRequest) -> Mark:
     """Name the versions that the VMs of a lab run.
 
     Raises:
@@ -60,10 +60,10 @@ def mark(host: Host, wish: Wish) -> Mark:
         PoclabError: it cannot be done; nothing was, but for versions that were made before one
             failed, which the same command again takes up.
     """
-    check_name("lab", wish.lab)
-    check_mark(wish.name)
-    with recovery.locked(host, wish.lab, f"poclab mark {wish.lab}") as lab:
-        return _Work(lab, wish).run()
+    check_name("lab", request.lab)
+    check_mark(request.name)
+    with recovery.locked(host, request.lab, f"poclab mark {request.lab}") as lab:
+        return _Marking(lab, request).run()
 
 
 def check_mark(text: str) -> str:
@@ -77,45 +77,45 @@ def check_mark(text: str) -> str:
     raise UsageError(f"{shown(text)} is no name of a mark", why=f"such a name is {TAG_RULE}")
 
 
-class _Work:
-    def __init__(self, lab: LabHost, wish: Wish) -> None:
+class _Marking:
+    def __init__(self, lab: LabHost, request: MarkRequest) -> None:
         self._lab = lab
         self._host = lab.host
         self._store = lab.store
-        self._wish = wish
-        self._vms = find_lab(lab.host.vms(), wish.lab)
+        self._request = request
+        self._vms = find_lab(lab.host.vms(), request.lab)
         self._before = self._found()
         self._taken: set[Ref] = set()
 
     def run(self) -> Mark:
         self._check()
         found = self._before
-        if found and found.vms and not self._wish.force:
-            if not self._wish.commit and found.vms == self._as_they_are():
+        if found and found.vms and not self._request.force:
+            if not self._request.commit and found.vms == self._as_they_are():
                 events.note(f"{found} names these versions already")
                 return found
             raise PoclabError(
-                f"{self._wish.lab} has a mark {found.name} already",
+                f"{self._request.lab} has a mark {found.name} already",
                 why=f"{found.by} made it {found.created}, and a mark is never moved silently",
                 fix="choose another name, or move it with --force",
             )
-        return self._committed() if self._wish.commit else self._named()
+        return self._committed() if self._request.commit else self._named()
 
     # --- checks ----------------------------------------------------------------------------
 
     def _found(self) -> Mark | None:
         """The mark as it is; one that was cut short or damaged is made anew."""
-        marks = Marks.of(self._host.pool, self._wish.lab)
+        marks = Marks.of(self._host.pool, self._request.lab)
         try:
-            return marks.find(self._wish.lab, self._wish.name)
+            return marks.find(self._request.lab, self._request.name)
         except PoclabError as error:
-            if any(lost.newer for lost in marks.unreadable if lost.name == self._wish.name):
+            if any(lost.newer for lost in marks.unreadable if lost.name == self._request.name):
                 raise
             events.warning(f"{error.what}, and is made anew: {error.why}")
             return None
 
     def _check(self) -> None:
-        lab, name = self._wish.lab, self._wish.name
+        lab, name = self._request.lab, self._request.name
         for image in sorted({ref.image for vm in self._vms for ref in _refs(vm.record)}):
             if self._store.has(Ref(image, name)):
                 raise PoclabError(
@@ -153,12 +153,14 @@ class _Work:
         return made
 
     def _write(self, vms: Iterable[Marked]) -> Mark:
-        wish = self._wish
-        made = Mark(wish.lab, wish.name, now(), paths.user_name(), wish.message, tuple(vms))
+        request = self._request
+        made = Mark(
+            request.lab, request.name, now(), paths.user_name(), request.message, tuple(vms)
+        )
         with self._store.reading():
             for item in made.vms:
                 self._see(item)
-            events.step("mark", lab=wish.lab, mark=wish.name)
+            events.step("mark", lab=request.lab, mark=request.name)
             self._host.pool.write(made.volume, encode(made))
         self._host.settle()
         return made
@@ -169,7 +171,7 @@ class _Work:
         if version is None or version.digest != item.digest:
             how = "was made anew" if version else "is not there any more"
             raise PoclabError(
-                f"{self._wish.lab}/{item.vm} runs a version that cannot be marked",
+                f"{self._request.lab}/{item.vm} runs a version that cannot be marked",
                 why=f"{item.version} {how}",
                 fix="--commit makes a version of what it runs, or reset it to one first",
             )
@@ -180,14 +182,14 @@ class _Work:
         done = {vm.record.name: item for vm in self._vms if (item := self._done(vm.record))}
         todo = [vm for vm in self._vms if vm.record.name not in done and self._needs(vm.record)]
         pending = {vm.record.name: self._version(vm) for vm in todo}
-        wishes = {name: self._commit(ref) for name, ref in pending.items()}
+        requests = {name: self._commit(ref) for name, ref in pending.items()}
         for vm in todo:
-            commit.check(self._host, vm, wishes[vm.record.name])
+            commit.check(self._host, vm, requests[vm.record.name])
         self._check_room(todo)
         if todo:
             self._begin(todo, done, pending)
         for vm in todo:
-            made = commit.commit_held(self._host, vm, wishes[vm.record.name])
+            made = commit.commit_held(self._host, vm, requests[vm.record.name])
             events.note(f"{vm.record.path}: committed as {made.ref}")
             done[vm.record.name] = Marked(vm.record.name, made.ref, made.digest)
         self._lab.sweep()
@@ -225,17 +227,17 @@ class _Work:
             return plan.version
         names, number = set(self._host.pool.names()), 1
         while True:
-            ref = made_for(vm.record, self._wish.name, number)
+            ref = made_for(vm.record, self._request.name, number)
             if ref not in self._taken and manifest_volume(ref) not in names:
                 self._taken.add(ref)
                 return ref
             number += 1
 
-    def _commit(self, ref: Ref) -> commit.Wish:
-        wish = self._wish
-        message = wish.message or f"for the mark {wish.name} of {wish.lab}"
+    def _commit(self, ref: Ref) -> commit.CommitRequest:
+        request = self._request
+        message = request.message or f"for the mark {request.name} of {request.lab}"
         otherwise = "take the disk as after a power cut: --no-quiesce"
-        return commit.Wish(ref, message, quiesce=wish.quiesce, otherwise=otherwise)
+        return commit.CommitRequest(ref, message, quiesce=request.quiesce, otherwise=otherwise)
 
     def _check_room(self, todo: Sequence[ObservedVm]) -> None:
         needed = sum(commit.room(self._host, vm.record) for vm in todo)
@@ -251,12 +253,14 @@ class _Work:
         self, todo: Sequence[ObservedVm], done: dict[str, Marked], pending: dict[str, Ref]
     ) -> None:
         """Write down what is being made; what is done already stays written down."""
-        wish = self._wish
-        there = self._before or Mark(wish.lab, wish.name, now(), paths.user_name(), wish.message)
+        request = self._request
+        there = self._before or Mark(
+            request.lab, request.name, now(), paths.user_name(), request.message
+        )
         kept = tuple(item for item in there.pending if item.vm in done)
         names = ((vm.record.name, vm.record.overlay) for vm in todo)
         new = tuple(Pending(name, pending[name], overlay) for name, overlay in names)
-        events.step("mark", lab=wish.lab, mark=wish.name)
+        events.step("mark", lab=request.lab, mark=request.name)
         self._host.pool.write(there.volume, encode(replace(there, pending=(*kept, *new))))
 
 

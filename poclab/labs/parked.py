@@ -12,8 +12,8 @@ from poclab.core.timestamps import now
 from poclab.labs.lab_host import LabHost
 from poclab.model.ownership import volumes
 from poclab.store import damaged
-from poclab.store.parked import Lot, Parked
-from poclab.store.warm_states import Shelf
+from poclab.store.parked import Parked, ParkedDisks
+from poclab.store.warm_states import WarmStates
 from poclab.virt.host import Host
 
 
@@ -51,7 +51,7 @@ def rows(host: Host, names: Sequence[str] = ()) -> list[ParkedRow]:
         names: labs, or VMs as `VM` or `LAB/VM`; none for all.
     """
     vms = host.vms()
-    lot = Lot.of(host.pool)
+    lot = ParkedDisks.of(host.pool)
     damaged.say(item.manifest for item in lot.damaged(vms))
     kept = lot.kept(vms)
     found = kept if not names else [x for name in names for x in named(kept, name)]
@@ -103,7 +103,7 @@ def drop(host: Host, names: Iterable[str]) -> None:
     Raises:
         PoclabError: one is not there; then none is deleted.
     """
-    kept = Lot.of(host.pool).kept(host.vms())
+    kept = ParkedDisks.of(host.pool).kept(host.vms())
     found = [meant(kept, name) for name in dict.fromkeys(names)]
     for lab in sorted({item.record.lab for item in found}):
         with locks.hold(lab, uri=host.uri, doing=f"poclab parked drop in {lab}"):
@@ -116,7 +116,7 @@ def forget(lab: LabHost, items: Iterable[Parked]) -> None:
 
     The manifest goes first: what is left of an interrupted deletion is garbage.
     """
-    there = {item.manifest for item in Lot.of(lab.host.pool, lab.lab).kept(lab.host.vms())}
+    there = {item.manifest for item in ParkedDisks.of(lab.host.pool, lab.lab).kept(lab.host.vms())}
     for item in items:
         if item.manifest in there:
             events.step("delete", volume=item.manifest)
@@ -146,10 +146,10 @@ class Stale:
 
 def stale(host: Host) -> list[Stale]:
     """What may go, in the order in which it was parked."""
-    vms, lot, at = host.vms(), Lot.of(host.pool), now()
+    vms, lot, at = host.vms(), ParkedDisks.of(host.pool), now()
     kept = lot.kept(vms)
     needed = {name for item in kept if not item.expired(at) for name in item.disks}
-    needed.update(Shelf.of(host.pool).held(vms), host.foreign().volumes)
+    needed.update(WarmStates.of(host.pool).held(vms), host.foreign().volumes)
     for vm in vms:
         needed |= volumes(vm.record) | volumes(vm.running)
     going = [
@@ -170,7 +170,7 @@ def stale(host: Host) -> list[Stale]:
 def remove(lab: LabHost, names: Collection[str]) -> None:
     """Delete what of a locked lab was found to be stale and still is."""
     found = [item for item in stale(lab.host) if item.name in names and item.lab == lab.lab]
-    lot = Lot.of(lab.host.pool, lab.lab)
+    lot = ParkedDisks.of(lab.host.pool, lab.lab)
     for item in found:
         if item.name in lot.names:  # a manifest that does not tell
             events.step("delete", volume=item.name)

@@ -76,7 +76,9 @@ def reset(
         again = [replace(each, vm=find_vm(vms, each.path)) for each in targets]
         for each in again if keep_old else ():
             live_commit.refuse_foreign_disk(labs[each.vm.record.lab], each.vm)
-        work = _Work(host, labs, again, choose, wait=wait, keep_warm=keep_warm, keep_old=keep_old)
+        work = _Resetting(
+            host, labs, again, choose, wait=wait, keep_warm=keep_warm, keep_old=keep_old
+        )
         return work.run()
 
 
@@ -97,7 +99,7 @@ def rollback(
     return reset(host, targets, back, wait=wait, keep_warm=keep_warm, keep_old=keep_old)
 
 
-class _Work:
+class _Resetting:
     def __init__(
         self,
         host: Host,

@@ -24,7 +24,7 @@ from poclab.model.host import ObservedVm
 from poclab.model.lab import DataDisk
 from poclab.model.record import VmRecord
 from poclab.model.version_volumes import bases, with_packed
-from poclab.store.parked import Lifetime, Lot, Parked, has_run
+from poclab.store.parked import Lifetime, Parked, ParkedDisks, has_run
 from poclab.virt.host import Host
 
 
@@ -51,9 +51,9 @@ def restore(host: Host, text: str, *, keep_old: Lifetime = None, wait: bool = Tr
         vm = find_vm(host.vms(), path)
         if keep_old:
             live_commit.refuse_foreign_disk(lab, vm)
-        item = choose(Lot.of(host.pool, lab.lab), vm, time)
+        item = choose(ParkedDisks.of(host.pool, lab.lab), vm, time)
         _ = host.traits  # says, before anything is touched, that KVM is not to be had
-        return [_Work(lab, vm, item, keep_old).run(wait=wait)]
+        return [_Restoring(lab, vm, item, keep_old).run(wait=wait)]
 
 
 def _find(host: Host, name: str) -> ObservedVm:
@@ -64,7 +64,7 @@ def _find(host: Host, name: str) -> ObservedVm:
     except UsageError:
         raise
     except PoclabError:
-        waiting = named(Lot.of(host.pool).kept(vms), name)
+        waiting = named(ParkedDisks.of(host.pool).kept(vms), name)
         if not waiting:
             raise
         lab = waiting[-1].record.lab
@@ -75,7 +75,7 @@ def _find(host: Host, name: str) -> ObservedVm:
         ) from None
 
 
-def choose(lot: Lot, vm: ObservedVm, time: str = "") -> Parked:
+def choose(lot: ParkedDisks, vm: ObservedVm, time: str = "") -> Parked:
     """The parked disks that are meant. Pure.
 
     Args:
@@ -169,7 +169,7 @@ def _gone(disks: Sequence[DataDisk], passing: dict[str, DataDisk]) -> Iterator[D
     return (disk for name, disk in passing.items() if name not in names)
 
 
-class _Work:
+class _Restoring:
     def __init__(self, lab: LabHost, vm: ObservedVm, item: Parked, keep: Lifetime) -> None:
         self._lab = lab
         self._host = lab.host

@@ -126,7 +126,7 @@ def switch(host: Host, target: ObservedVm, tag: str, transport: Transport) -> Sw
     """
     check_tag(tag)
     with _held(host, target, "switch") as (lab, vm):
-        return _Work(lab, vm).switch(Ref(vm.record.version.image, tag), transport)
+        return _Switching(lab, vm).switch(Ref(vm.record.version.image, tag), transport)
 
 
 def rollback(host: Host, target: ObservedVm) -> Switched:
@@ -136,7 +136,7 @@ def rollback(host: Host, target: ObservedVm) -> Switched:
         PoclabError: the guest does not answer, or has nothing to go back to.
     """
     with _held(host, target, "rollback") as (lab, vm):
-        return _Work(lab, vm).rollback()
+        return _Switching(lab, vm).rollback()
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def _held(host: Host, target: ObservedVm, doing: str) -> Iterator[tuple[LabHost,
         yield lab, find_vm(host.vms(), target.record.path)
 
 
-class _Work:
+class _Switching:
     def __init__(self, lab: LabHost, vm: ObservedVm) -> None:
         self._host = lab.host
         self._record = vm.record

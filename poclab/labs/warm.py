@@ -24,7 +24,7 @@ from poclab.model.names import check_tag
 from poclab.model.record import Frozen, VmRecord
 from poclab.planning.differences import cold_because
 from poclab.store import damaged
-from poclab.store.warm_states import Shelf, Unread, WarmState, encode, frozen_disks, needs
+from poclab.store.warm_states import Unread, WarmState, WarmStates, encode, frozen_disks, needs
 from poclab.virt.errors import PortTakenError
 from poclab.virt.host import Host
 
@@ -56,7 +56,7 @@ def find(lab: LabHost, record: VmRecord, before: ObservedVm | None) -> tuple[Fro
 
 def _of_version(lab: LabHost, record: VmRecord) -> list[WarmState]:
     """The VM's states of the record's version, the newest first."""
-    shelf = Shelf.of(lab.host.pool, lab.lab)
+    shelf = WarmStates.of(lab.host.pool, lab.lab)
     states = [x for x in shelf.whole() if (x.vm, x.digest) == (record.name, record.digest)]
     return states[::-1]
 
@@ -170,7 +170,7 @@ def _finish(lab: LabHost, state: WarmState, moved: VmRecord) -> None:
 
 def mend(lab: LabHost) -> None:
     """Finish or undo what a command that was interrupted while it kept a memory left."""
-    states = [x for x in Shelf.of(lab.host.pool, lab.lab).states if not x.complete]
+    states = [x for x in WarmStates.of(lab.host.pool, lab.lab).states if not x.complete]
     if not states:
         return
     vms = {vm.record.name: vm for vm in lab.host.vms() if vm.record.lab == lab.lab}
@@ -229,7 +229,7 @@ def rows(host: Host) -> list[StateRow]:
     damaged.warn(host, damaged.warm_states)
     records = [record for vm in vms for record in (vm.record, vm.running)]
     used = {item.volume for record in records for item in record.frozen}
-    kept = sorted(Shelf.of(host.pool).kept(vms), key=lambda x: (x.path, x.created))
+    kept = sorted(WarmStates.of(host.pool).kept(vms), key=lambda x: (x.path, x.created))
     return [
         StateRow(
             lab=state.lab,
@@ -266,7 +266,7 @@ def drop_states(host: Host, paths: Collection[str], tag: str | None = None) -> i
         with locks.hold(name, uri=host.uri, doing=f"poclab warm drop in {name}"):
             lab = LabHost(host, name)
             mend(lab)
-            shelf = Shelf.of(host.pool, name)
+            shelf = WarmStates.of(host.pool, name)
             for state in shelf.states:
                 if state.path in paths and tag in (None, state.version.tag):
                     drop(lab, state)

@@ -16,7 +16,7 @@ from poclab.model.version import Version
 from poclab.model.version_volumes import bases, packed_volume, version_volumes
 from poclab.model.volumes import Kind
 from poclab.store import damaged
-from poclab.store.parked import Lot, Parked
+from poclab.store.parked import Parked, ParkedDisks
 from poclab.store.versions import Store
 from poclab.virt import allocation
 from poclab.virt.allocation import Places
@@ -87,7 +87,7 @@ def space(host: Host) -> list[SpaceRow]:
             f"{len(found.unknown)} of {len(found.ranges)} volumes cannot be looked into:"
             " what they share is not known, and what is allocated is the file system's figure"
         )
-    apart = Lot.of(host.pool).kept(vms)
+    apart = ParkedDisks.of(host.pool).kept(vms)
     return rows(groups(versions, vms, names, garbage, apart), found, _unpacked(versions))
 
 

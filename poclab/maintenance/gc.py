@@ -24,10 +24,10 @@ from poclab.model.version_volumes import base_volume, bases, version_volumes
 from poclab.model.volumes import find
 from poclab.store import damaged
 from poclab.store.marks import Marks
-from poclab.store.parked import Lot
+from poclab.store.parked import ParkedDisks
 from poclab.store.usage import used_volumes
 from poclab.store.versions import Store
-from poclab.store.warm_states import Shelf
+from poclab.store.warm_states import WarmStates
 from poclab.virt import allocation
 from poclab.virt.host import Host
 
@@ -36,7 +36,7 @@ PARKED = "parked disk"
 
 
 @dataclass(frozen=True)
-class Wish:
+class CleanUp:
     """What is to be removed besides garbage.
 
     Attributes:
@@ -65,7 +65,7 @@ class Removal:
     why: str
 
 
-def look(host: Host, wish: Wish) -> list[Removal]:
+def look(host: Host, request: CleanUp) -> list[Removal]:
     """What there is to remove, in the order in which it goes: garbage, parked disks, versions.
 
     What is left of a lab that another command is at does not count: it may be just being made.
@@ -79,7 +79,7 @@ def look(host: Host, wish: Wish) -> list[Removal]:
         busy = {lab for lab in labs if not _idle(host, lab)}
         waste = [item for item in waste if _lab(item) not in busy]
         stale = [item for item in stale if item.lab not in busy]
-        versions, old, used = _old(host, store, wish)
+        versions, old, used = _old(host, store, request)
         staying = used.union(*(version_volumes(item) for item in versions if item not in old))
         states = _fallen(host, old, staying)
         names = host.pool.names()
@@ -112,7 +112,7 @@ def _fallen(
 ) -> dict[Ref, list[frozenset[str]]]:
     """What of each warm state goes with versions that go, as it is of no use without them."""
     vms = host.vms()
-    states = Shelf.of(host.pool).kept(vms)
+    states = WarmStates.of(host.pool).kept(vms)
     below = {
         state.manifest: {base_volume(digest) for digest in (state.digest, *state.parents)}
         for state in states
@@ -120,7 +120,7 @@ def _fallen(
     lost = [state for state in states if not below[state.manifest] <= set(staying)]
     in_use = {name for vm in vms for record in (vm.record, vm.running) for name in volumes(record)}
     held = in_use.union(*(state.volumes for state in states if state not in lost))
-    held |= Lot.of(host.pool).held(vms)
+    held |= ParkedDisks.of(host.pool).held(vms)
     return {
         item.ref: [x.volumes - held for x in lost if below[x.manifest].intersection(bases(item))]
         for item in old
@@ -155,14 +155,14 @@ def _why(version: Version, states: int) -> str:
     return f"{text}; warm states on it: {states}" if states else text
 
 
-def remove(host: Host, wish: Wish, shown: Iterable[Removal]) -> list[Removal]:
+def remove(host: Host, request: CleanUp, shown: Iterable[Removal]) -> list[Removal]:
     """Remove what was shown and still may go.
 
     Killed at any moment, the next `gc` goes on: garbage is what is left of a version.
 
     Args:
         host: the host.
-        wish: what `look` was asked for.
+        request: what `look` was asked for.
         shown: what `look` found.
 
     Returns:
@@ -178,14 +178,14 @@ def remove(host: Host, wish: Wish, shown: Iterable[Removal]) -> list[Removal]:
     store = Store(host.pool, host.uri)
     if refs:
         with store.changing():
-            _, old, used = _old(host, store, wish)  # somebody may use one by now
+            _, old, used = _old(host, store, request)  # somebody may use one by now
             for version in old:
                 if str(version.ref) in refs:
                     store.remove(version.ref, used)
         _clear(host)
     host.settle()
     left = {str(item.ref) for item in store.versions()}
-    left.update(item.name for item in Lot.of(host.pool).kept(host.vms()))
+    left.update(item.name for item in ParkedDisks.of(host.pool).kept(host.vms()))
     left.update(host.pool.names(), host.pool.leftovers(), host.pool.moves().values())
     return [item for item in lines if item.name not in left]
 
@@ -214,12 +214,12 @@ def _clear(host: Host) -> None:
 
 
 def _old(
-    host: Host, store: Store, wish: Wish
+    host: Host, store: Store, request: CleanUp
 ) -> tuple[list[Version], list[Version], frozenset[str]]:
     """All versions, those of them that may go, and the volumes that are in use."""
     vms, versions = host.vms(), store.versions()
-    used = used_volumes(vms, host.foreign(), Lot.of(host.pool))
-    if wish.keep is None:
+    used = used_volumes(vms, host.foreign(), ParkedDisks.of(host.pool))
+    if request.keep is None:
         return versions, [], used
     if store.holds_all():
         events.warning(
@@ -234,7 +234,7 @@ def _old(
         return versions, [], used
     wanted = {record.wanted for vm in vms for record in (vm.record, vm.running)}
     wanted |= {item.ref for item in versions if any(marks.naming(item))}
-    return versions, excess(versions, used, wanted, wish.keep, precious=wish.precious), used
+    return versions, excess(versions, used, wanted, request.keep, precious=request.precious), used
 
 
 def excess(

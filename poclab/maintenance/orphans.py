@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from poclab.model.ownership import garbage
 from poclab.model.volumes import PASSING, known
-from poclab.store.parked import Lot
+from poclab.store.parked import ParkedDisks
 from poclab.store.usage import used_volumes
 from poclab.store.versions import Store
-from poclab.store.warm_states import Shelf
+from poclab.store.warm_states import WarmStates
 from poclab.virt.host import Host
 
 
@@ -34,8 +34,8 @@ def orphans(host: Host) -> list[Orphan]:
     names = host.pool.names()
     foreign = host.foreign()
     labs = {name.lab for name in known(names, *PASSING)}
-    lot = Lot.of(host.pool)
-    held = Shelf.of(host.pool).held(vms) | lot.held(vms)
+    lot = ParkedDisks.of(host.pool)
+    held = WarmStates.of(host.pool).held(vms) | lot.held(vms)
     disks = [volume for lab in sorted(labs) for volume in garbage(lab, names, vms, foreign, held)]
     store = Store(host.pool, host.uri)
     bases_ = store.garbage(used_volumes(vms, foreign, lot))

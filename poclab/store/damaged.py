@@ -16,9 +16,9 @@ from poclab.core.plaintext import plain, shown
 from poclab.model import volumes
 from poclab.model.version_volumes import manifest_volume
 from poclab.store.marks import Marks, mark_volume
-from poclab.store.parked import Lot
+from poclab.store.parked import ParkedDisks
 from poclab.store.versions import Store
-from poclab.store.warm_states import Shelf
+from poclab.store.warm_states import WarmStates
 from poclab.virt.host import Host
 
 _NAMED = 3  # in the one line of a listing
@@ -122,7 +122,7 @@ def marks(host: Host) -> Iterator[Damaged]:
 
 def warm_states(host: Host) -> Iterator[Damaged]:
     """Warm states whose manifests were not cut short."""
-    for item in Shelf.of(host.pool).unread:
+    for item in WarmStates.of(host.pool).unread:
         if not item.newer:
             fix = f"poclab warm drop {item.path}"
             yield Damaged(str(item.name), item.fault, fix)
@@ -130,7 +130,7 @@ def warm_states(host: Host) -> Iterator[Damaged]:
 
 def parked(host: Host) -> Iterator[Damaged]:
     """Manifests of parked disks that hold something and do not tell what."""
-    for item in Lot.of(host.pool).damaged(host.vms()):
+    for item in ParkedDisks.of(host.pool).damaged(host.vms()):
         yield Damaged(item.manifest, item.fault, "`poclab gc` removes it and its disk")
 
 

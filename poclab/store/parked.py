@@ -197,7 +197,7 @@ class Unread:
 
 
 @dataclass(frozen=True)
-class Lot:
+class ParkedDisks:
     """The parked disks in a pool, of one lab or of all.
 
     Attributes:
@@ -211,7 +211,7 @@ class Lot:
     unread: tuple[Unread, ...] = ()
 
     @classmethod
-    def of(cls, pool: Volumes, lab: str | None = None) -> Lot:
+    def of(cls, pool: Volumes, lab: str | None = None) -> ParkedDisks:
         """Read what there is."""
         names = frozenset(pool.names())
         manifests = volumes.known(sorted(names), Kind.PARKED)
@@ -305,7 +305,9 @@ def has_run(vm: ObservedVm) -> bool:
 # --- parking --------------------------------------------------------------------------------
 
 
-def park(pool: Writable, lot: Lot, vm: ObservedVm, by: str, lifetime: Lifetime) -> Parked | None:
+def park(
+    pool: Writable, lot: ParkedDisks, vm: ObservedVm, by: str, lifetime: Lifetime
+) -> Parked | None:
     """Write down that a VM's disks are to stay when it is taken off them.
 
     Args:
@@ -374,7 +376,7 @@ def _free_time(time: str, taken: set[str]) -> str:
     return time
 
 
-def _write(pool: Writable, lot: Lot, item: Parked) -> Parked:
+def _write(pool: Writable, lot: ParkedDisks, item: Parked) -> Parked:
     events.step("park", vm=item.record.name)
     write = pool.rewrite if item.manifest in lot.names else pool.write
     write(item.manifest, encode(item))

@@ -8,10 +8,10 @@ from poclab.model.host import Foreign, ObservedVm
 from poclab.model.version import Version
 from poclab.model.version_volumes import bases
 from poclab.store.marks import Marks
-from poclab.store.parked import Lot, Parked
+from poclab.store.parked import Parked, ParkedDisks
 
 
-def used_volumes(vms: Collection[ObservedVm], foreign: Foreign, lot: Lot) -> frozenset[str]:
+def used_volumes(vms: Collection[ObservedVm], foreign: Foreign, lot: ParkedDisks) -> frozenset[str]:
     """The volumes that versions must not take along."""
     records = [record for vm in vms for record in (vm.record, vm.running)]
     below = {name for record in records for name in bases(record)}

@@ -207,7 +207,7 @@ class Unread:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class WarmStates:
     """The warm states in a pool, of one lab or of all.
 
     Attributes:
@@ -221,7 +221,7 @@ class Shelf:
     unread: tuple[Unread, ...] = ()
 
     @classmethod
-    def of(cls, pool: Volumes, lab: str | None = None) -> Shelf:
+    def of(cls, pool: Volumes, lab: str | None = None) -> WarmStates:
         """Read what there is."""
         names = frozenset(pool.names())
         manifests = (x for x in volumes.known(names, Kind.WARM) if x.end == "json")

@@ -16,7 +16,7 @@ from poclab.core import events
 from poclab.core.errors import PoclabError, UsageError
 from poclab.core.units import GIB, MIB
 from poclab.disks.digest import file_digest
-from poclab.images.import_disk import Wish, import_disk
+from poclab.images.import_disk import ImportRequest, import_disk
 from poclab.model.version import Profile, Ref, Version
 from poclab.model.version_volumes import base_volume
 from poclab.store.versions import Store
@@ -58,7 +58,7 @@ def qemu_img(*argv: str | Path) -> None:
 
 def do(store: Store, source: Path | BinaryIO, **options: Any) -> Version:
     options = {"profile": Profile.LEGACY, "user": "admin"} | options
-    return import_disk(store, REF, Wish(source, **options))
+    return import_disk(store, REF, ImportRequest(source, **options))
 
 
 def digest(path: Path) -> str:
@@ -129,11 +129,16 @@ def test_a_file_of_holes_is_digested_only_when_that_is_asked_for(
     os.truncate(raw, 2 * GIB)
     assert do(store, raw).origin.digest == ""
     with pytest.raises(PoclabError, match="not the file that was meant"):
-        import_disk(store, Ref("win", "v2"), Wish(raw, digest="0" * 64))
+        import_disk(store, Ref("win", "v2"), ImportRequest(raw, digest="0" * 64))
     known = file_digest(raw, "sha256")
-    assert import_disk(store, Ref("win", "v2"), Wish(raw, digest=known)).origin.digest == known
+    assert (
+        import_disk(store, Ref("win", "v2"), ImportRequest(raw, digest=known)).origin.digest
+        == known
+    )
     os.truncate(raw, GIB)
-    assert import_disk(store, Ref("win", "v3"), Wish(raw)).origin.digest == file_digest(raw)
+    assert import_disk(store, Ref("win", "v3"), ImportRequest(raw)).origin.digest == file_digest(
+        raw
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from poclab.core.errors import PoclabError
 from poclab.core.units import MIB
 from poclab.disks import inspection
 from poclab.disks.formats import DiskInfo, opened
-from poclab.images.import_disk import Wish, import_disk
+from poclab.images.import_disk import ImportRequest, import_disk
 from poclab.model.version import Profile, Ref
 from poclab.store.versions import Store
 from tests.hostile import races
@@ -60,7 +60,7 @@ def do(pool: DirectoryPool, disk: Path, tag: str = "v1") -> str:
     """Import a disk, and see that nothing of the secret came with it; gives how it ended."""
     store, ref = Store(pool, "test:///races"), Ref("x", tag)
     try:
-        import_disk(store, ref, Wish(disk, profile=Profile.LINUX))
+        import_disk(store, ref, ImportRequest(disk, profile=Profile.LINUX))
         ended = "stored"
     except PoclabError as error:
         ended = error.why or error.what

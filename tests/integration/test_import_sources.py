@@ -17,7 +17,7 @@ from poclab.core import events
 from poclab.core.errors import PoclabError, UsageError
 from poclab.core.units import GIB, KIB, MIB
 from poclab.disks.profile_guess import Guess
-from poclab.images.import_disk import Wish, import_disk
+from poclab.images.import_disk import ImportRequest, import_disk
 from poclab.model.version import Profile, Ref, Version
 from poclab.model.version_volumes import base_volume
 from poclab.store.versions import Store
@@ -50,7 +50,7 @@ def raw(tmp_path: Path) -> Path:
 
 
 def do(store: Store, source: Path | BinaryIO, **options: Any) -> Version:
-    return import_disk(store, REF, Wish(source, **({"profile": Profile.LINUX} | options)))
+    return import_disk(store, REF, ImportRequest(source, **({"profile": Profile.LINUX} | options)))
 
 
 def digest(path: Path) -> str:
@@ -161,7 +161,7 @@ EVIL = [(f"disk: {name}", make) for name, make, _ in HOSTILE] + [
 def test_every_refusal_leaves_the_store_as_it_was(
     stdin: bool, store: Store, pool: DirectoryPool, raw: Path, tmp_path: Path
 ) -> None:
-    import_disk(store, Ref("other", "v1"), Wish(raw, profile=Profile.LINUX))
+    import_disk(store, Ref("other", "v1"), ImportRequest(raw, profile=Profile.LINUX))
     before = listing(pool)
     assert len(before) == 2
     for number, (name, make) in enumerate(EVIL):
@@ -242,7 +242,9 @@ def test_nobody_to_ask_means_linux_and_a_note(store: Store, tmp_path: Path, raw:
     notes: list[str] = []
     with events.listening(lambda event: notes.append(event.text) if event.kind == "note" else None):
         version = do(store, blank, profile=None, format="raw")
-        import_disk(store, Ref("win", "v2"), Wish(raw, choose=lambda guess: Profile.WINDOWS))
+        import_disk(
+            store, Ref("win", "v2"), ImportRequest(raw, choose=lambda guess: Profile.WINDOWS)
+        )
     assert version.profile is Profile.LINUX
     assert "--profile" in notes[0]
     # What the disk shows is not asked for.
@@ -262,14 +264,14 @@ def test_an_ova_s_description_tells_windows(
 CHILD = """
 import resource, sys
 from pathlib import Path
-from poclab.images.import_disk import Wish, import_disk
+from poclab.images.import_disk import ImportRequest, import_disk
 from poclab.model.version import Profile, Ref
 from poclab.store.versions import Store
 from tests.support.dirpool import DirectoryPool
 
 pool, source = map(Path, sys.argv[1:])
-wish = Wish(sys.stdin.buffer if str(source) == "-" else source, profile=Profile.LINUX)
-import_disk(Store(DirectoryPool(pool), "test:///rss"), Ref("big", "v1"), wish)
+request = ImportRequest(sys.stdin.buffer if str(source) == "-" else source, profile=Profile.LINUX)
+import_disk(Store(DirectoryPool(pool), "test:///rss"), Ref("big", "v1"), request)
 # Not RUSAGE_SELF: its figure counts what the test run held when it forked this process.
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(status["VmHWM"].split()[0])

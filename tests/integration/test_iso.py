@@ -26,7 +26,7 @@ from poclab.core import events
 from poclab.core.errors import PoclabError, UsageError
 from poclab.images import installer as installers
 from poclab.images import output_file
-from poclab.images.installer import Iso, Wish, make_iso
+from poclab.images.installer import InstallerRequest, Iso, make_iso
 from poclab.model.version import Ref
 from tests.support import builds, podman
 from tests.support.builder_standin import make
@@ -60,8 +60,8 @@ class Place:
     ref: Ref
     target: Path
 
-    def make(self, **wish: Any) -> Iso:
-        return make_iso(self.world.store, self.ref, Wish(self.target, **wish))
+    def make(self, **request: Any) -> Iso:
+        return make_iso(self.world.store, self.ref, InstallerRequest(self.target, **request))
 
     def write(self, name: str, text: str) -> Path:
         path = self.world.directory / name
@@ -360,10 +360,10 @@ def test_what_a_killed_one_leaves_the_next_one_removes(place: Place) -> None:
 def test_debians_family_and_then_a_container_image_that_is_gone(place: Place) -> None:
     ref = Ref(place.ref.image, "v2")
     with pytest.raises(PoclabError, match="no installer of Debian's family"):
-        make_iso(place.world.store, ref, Wish(place.target))
+        make_iso(place.world.store, ref, InstallerRequest(place.target))
     podman.run("rmi", "--force", f"localhost/poclab/{ref}")
     with pytest.raises(PoclabError, match="not in this user's storage any more") as caught:
-        make_iso(place.world.store, ref, Wish(place.target))
+        make_iso(place.world.store, ref, InstallerRequest(place.target))
     assert f"poclab image build {ref.image}" in caught.value.fix
     assert place.nothing_but()
 
@@ -383,7 +383,7 @@ def test_no_room(place: Place, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], check=True)
     try:
         with pytest.raises(PoclabError, match="has no room for the build") as caught:
-            make_iso(place.world.store, place.ref, Wish(small / "out.iso"))
+            make_iso(place.world.store, place.ref, InstallerRequest(small / "out.iso"))
         assert "has 8" in caught.value.why
         assert list(small.iterdir()) == []
     finally:

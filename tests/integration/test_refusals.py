@@ -38,7 +38,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class WarmStates:
     """A host with versions of every sort."""
 
     host: Host
@@ -56,7 +56,7 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def shelf() -> Iterator[Shelf]:
+def shelf() -> Iterator[WarmStates]:
     """thing:v1 is packed, v2 in use by VMs that are off, safe protected; lent:v1 a stranger's."""
     with hosts.session() as host:
         for ref in ("thing:v1", "thing:v2", "lent:v1", "safe:v1", "free:v1"):
@@ -72,7 +72,7 @@ def shelf() -> Iterator[Shelf]:
         definitions(host)
         before = files(host)
         assert f"{labs.base(host, 'thing:v1')}.zst" in before
-        yield Shelf(host, directory)
+        yield WarmStates(host, directory)
         assert files(host) == before
         assert labs.leftovers(host) == []
         host.virsh("undefine", "stranger")
@@ -183,7 +183,7 @@ COMMANDS = ("image import", "image rm", "image tag", "image build", "commit", "g
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_refusals_leave_the_store_as_it_was(shelf: Shelf, command: str) -> None:
+def test_refusals_leave_the_store_as_it_was(shelf: WarmStates, command: str) -> None:
     refusals = [item for item in REFUSALS if command == first_of(COMMANDS, item.command)]
     yes = ["--yes"] if command == "image rm" else []
     commands = [(item.command.split() + yes, item.text) for item in refusals]
@@ -279,7 +279,7 @@ FAMILIES = sorted({name.split()[0] for name in KINDS})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bad_disks_leave_the_store_as_it_was(shelf: Shelf, family: str) -> None:
+def test_bad_disks_leave_the_store_as_it_was(shelf: WarmStates, family: str) -> None:
     host = shelf.host
     root = host.scratch / f"bad-{family}"
     names = [name for name in KINDS if name.split()[0] == family]

@@ -119,6 +119,6 @@ def test_imports_standard_input(
 
 @pytest.mark.parametrize("user", ["", "-oProxyCommand=x", "a\nb", "\x1b[31m", "x" * 300])
 def test_a_user_who_cannot_be_one_is_refused_first(pool: DirectoryPool, user: str) -> None:
-    wish = import_disk.Wish(Path("not there"), Profile.LINUX, user=user)
+    request = import_disk.ImportRequest(Path("not there"), Profile.LINUX, user=user)
     with pytest.raises(UsageError, match="invalid user name"):
-        import_disk.import_disk(Store(pool, "test:///importing"), Ref("a", "v1"), wish)
+        import_disk.import_disk(Store(pool, "test:///importing"), Ref("a", "v1"), request)

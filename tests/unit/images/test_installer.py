@@ -94,19 +94,23 @@ def test_the_builder_that_made_the_disk(
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("given", "expected"),
     [
         ({}, "the installer asks for the disk"),
         ({"unattended": True}, "erases the disks"),
         ({"kickstart": Path("x.ks")}, "does what x.ks says"),
     ],
 )
-def test_what_the_installer_will_do_is_said(wish: dict[str, Any], expected: str) -> None:
-    settings: dict[str, Any] = {"unattended": True} if wish.get("unattended") else {}
+def test_what_the_installer_will_do_is_said(given: dict[str, Any], expected: str) -> None:
+    settings: dict[str, Any] = {"unattended": True} if given.get("unattended") else {}
     custom = {"installer": settings}
     seen: list[events.Event] = []
     with events.listening(seen.append):
-        installer._tell(installer.Wish(Path("o"), **wish), ANACONDA_ISO, {"customizations": custom})
+        installer._tell(
+            installer.InstallerRequest(Path("o"), **given),
+            ANACONDA_ISO,
+            {"customizations": custom},
+        )
     (event,) = seen
     assert expected in event.text
-    assert event.kind == ("warning" if "unattended" in wish else "note")
+    assert event.kind == ("warning" if "unattended" in given else "note")

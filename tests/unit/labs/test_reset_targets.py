@@ -17,7 +17,7 @@ from poclab.store.marks import Mark, Marked, Marks, Pending, Unreadable
 from tests.support import make
 
 
-class Shelf:
+class WarmStates:
     """Versions by name, as the store gives them."""
 
     def __init__(self, *found: Version) -> None:
@@ -38,7 +38,7 @@ class Shelf:
         return list(self._found.values())
 
 
-SHELF = Shelf(*(make.version(ref) for ref in ("shop:v1", "shop:v2", "db:v1", "db:v9")))
+SHELF = WarmStates(*(make.version(ref) for ref in ("shop:v1", "shop:v2", "db:v1", "db:v9")))
 
 
 def target(name: str, image: str = "shop:v1", *, named: bool = False) -> Target:
@@ -111,7 +111,7 @@ def test_back_is_the_version_before() -> None:
     }
     assert "nothing to roll acme/web back to" in refused(back, ran("shop:v1")).what
     assert "shop:v3 is not there" in refused(back, ran("shop:v3", "shop:v1")).what
-    remade = Shelf(make.version("shop:v2", digest="sha256:" + "9" * 64))
+    remade = WarmStates(make.version("shop:v2", digest="sha256:" + "9" * 64))
     with pytest.raises(PoclabError, match="shop:v2 is not what acme/web ran before"):
         back([ran("shop:v2", "shop:v1")], remade)
 

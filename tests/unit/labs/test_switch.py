@@ -20,7 +20,7 @@ from poclab.core.process import CommandFailed, Result, Runner
 from poclab.guest.bootc import CARRIED, BootcGuest, SameContent
 from poclab.guest.bootc_status import Entry
 from poclab.guest.ssh import Target
-from poclab.labs.switch import _Work, source_of
+from poclab.labs.switch import _Switching, source_of
 from poclab.model.history import remade
 from poclab.model.record import Deployment
 from poclab.model.version import Origin, Ref, Transport
@@ -294,7 +294,7 @@ def test_what_is_recorded_of_a_vm_goes_with_its_disk() -> None:
 
 
 def test_a_reset_that_came_first_leaves_nothing_to_go_back_to() -> None:
-    work = object.__new__(_Work)
+    work = object.__new__(_Switching)
     work._record = make.record()  # as it is once the lab is locked
     with pytest.raises(PoclabError, match="was not switched in place") as error:
         work.rollback()

@@ -135,7 +135,7 @@ READS: dict[str, Callable[[Host], object]] = {
     "status": status.status,
     "image ls": catalog.image_rows,
     "df": df.space,
-    "gc": lambda host: gc.look(host, gc.Wish(keep=1)),
+    "gc": lambda host: gc.look(host, gc.CleanUp(keep=1)),
     "warm ls": warm.rows,
     "parked ls": parked.rows,
     "marks": mark.rows,

@@ -22,8 +22,8 @@ from poclab.store.parked import (
     NEVER,
     START,
     Keep,
-    Lot,
     Parked,
+    ParkedDisks,
     decode,
     encode,
     expiry,
@@ -83,8 +83,8 @@ class Pool:
         del self.content[name]
 
     @property
-    def lot(self) -> Lot:
-        return Lot.of(self, "acme")
+    def lot(self) -> ParkedDisks:
+        return ParkedDisks.of(self, "acme")
 
 
 # --- manifests ------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_a_record_that_is_nested_deeply_holds_its_disks() -> None:
     assert garbage("acme", pool.names(), [], held=pool.lot.held([])) == []
 
 
-def damaged(lot: Lot) -> list[str]:
+def damaged(lot: ParkedDisks) -> list[str]:
     return [lost.manifest for lost in lot.damaged([])]
 
 
@@ -309,7 +309,7 @@ def test_what_is_not_there_or_not_clear() -> None:
     with pytest.raises(PoclabError, match="no disk of '2025' of acme/vm1 is parked"):
         choose(lot, where, "2025")
     with pytest.raises(PoclabError, match="plain `reset` does not"):
-        choose(Lot(), where)
+        choose(ParkedDisks(), where)
 
 
 def test_a_name_means_one() -> None:

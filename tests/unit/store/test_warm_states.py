@@ -16,7 +16,7 @@ from poclab.model.record import Frozen, VmRecord
 from poclab.model.version import Ref
 from poclab.model.version_volumes import base_volume
 from poclab.model.vm_volumes import overlay_volume
-from poclab.store.warm_states import Shelf, WarmState, decode, encode, frozen_disks, needs
+from poclab.store.warm_states import WarmState, WarmStates, decode, encode, frozen_disks, needs
 from tests.support import make, strategies
 
 DIGEST = f"sha256:{'a' * 64}"
@@ -110,10 +110,10 @@ def test_a_disk_that_is_kept_is_another_one() -> None:
 def test_a_state_that_lacks_something_does_not_count(part: str) -> None:
     one = state()
     pool = Pool(one)
-    assert list(Shelf.of(pool, "acme").whole()) == [one]
+    assert list(WarmStates.of(pool, "acme").whole()) == [one]
     names = {"manifest": one.manifest, "memory": one.memory, "disk": one.disks[0].volume}
     del pool.content[names.get(part, base_volume(one.digest))]
-    assert list(Shelf.of(pool, "acme").whole()) == []
+    assert list(WarmStates.of(pool, "acme").whole()) == []
 
 
 def test_a_packed_base_is_there() -> None:
@@ -121,25 +121,25 @@ def test_a_packed_base_is_there() -> None:
     pool = Pool(one)
     base = base_volume(one.digest)
     pool.content[f"{base}.zst"] = pool.content.pop(base)
-    assert list(Shelf.of(pool).whole()) == [one]
+    assert list(WarmStates.of(pool).whole()) == [one]
 
 
 def test_a_state_under_another_name_does_not_count() -> None:
     one = state()
     pool = Pool(one)
     pool.content["warm.acme.vm2.00000001.json"] = pool.content.pop(one.manifest)
-    assert Shelf.of(pool).states == ()
+    assert WarmStates.of(pool).states == ()
 
 
 def test_the_newest_state_of_a_version_is_kept_while_its_vm_is_there() -> None:
     old, new = state("00000001"), state("00000002")
     other, gone = state("00000003", digest=f"sha256:{'b' * 64}"), state("00000004", vm="gone")
     half = replace(state("00000005", digest=f"sha256:{'c' * 64}"), complete=False)
-    shelf = Shelf.of(Pool(old, new, other, gone, half), "acme")
+    shelf = WarmStates.of(Pool(old, new, other, gone, half), "acme")
     vm = ObservedVm(make.record(lab="acme", name="vm1"), "uuid", State.SHUTOFF)
     assert shelf.kept([vm]) == [new, other]
 
 
 def test_other_labs_are_not_looked_at() -> None:
-    assert Shelf.of(Pool(state()), "acm").states == ()
-    assert len(Shelf.of(Pool(state())).states) == 1
+    assert WarmStates.of(Pool(state()), "acm").states == ()
+    assert len(WarmStates.of(Pool(state())).states) == 1
