@@ -132,10 +132,18 @@ def run() -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Have what is printed go nowhere where a stream was closed (`>&-`): Python has None then."""
-    for name in ("stdout", "stderr"):
+    """Open /dev/null where a stream was closed (`>&-`): Python has None then.
+
+    Before anything else is opened, which would get the number: what C code prints as an error
+    would go into a disk or a lock.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - until the end
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 def _run() -> int:

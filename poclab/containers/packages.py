@@ -22,6 +22,8 @@ from poclab.core.units import GIB, MIB, format_size
 
 _DPKG = re.compile(r"var/lib/dpkg/(status|status\.d/[^/]+)")
 _DPKG_MOST = 64 * MIB  # bytes of a status file that are read
+_DPKG_ALL = 128 * MIB  # bytes of all of them; a large system has some 5 MiB
+_DPKG_PACKAGES = 100_000
 # The first on Fedora and on bootc images, where /var is not part of the image.
 _RPM_IN = r"(?:usr/lib/sysimage/rpm|usr/share/rpm|var/lib/rpm)/"
 _RPM = re.compile(_RPM_IN + r"rpmdb\.sqlite(?P<beside>-wal|-shm)?")
@@ -76,7 +78,7 @@ def read_tree(stream: IO[bytes]) -> Tree:
     """
     files: dict[str, File] = {}
     found: dict[str, str] = {}
-    note = ""
+    note, left = "", _DPKG_ALL
     with tempfile.TemporaryDirectory(prefix="poclab-rpm-") as scratch:
         reader, rpm = TarReader(stream), _Rpm(Path(scratch))
         try:
@@ -90,7 +92,9 @@ def read_tree(stream: IO[bytes]) -> Tree:
                     files[name] = _file(member, member.target or _numbers(member))
                 elif _DPKG.fullmatch(name):
                     text = reader.read(_DPKG_MOST)
-                    found |= dpkg(text.decode(errors="replace"))
+                    left -= len(text)
+                    if left >= 0 and len(found) <= _DPKG_PACKAGES:
+                        found |= dpkg(text.decode(errors="replace"))
                     files[name] = _file(member, _digest(reader, text))
                 elif match := _RPM.fullmatch(name):
                     rpm.take(reader, member, match["beside"] or "")
@@ -101,6 +105,8 @@ def read_tree(stream: IO[bytes]) -> Tree:
         except TarError as error:
             raise PoclabError("the image's files cannot be read", why=str(error)) from error
         found |= rpm.packages()
+    if left < 0 or len(found) > _DPKG_PACKAGES:
+        return Tree(files, {}, "its lists of dpkg's packages are too long")
     if rpm.fault:
         return Tree(files, {}, f"its rpm database cannot be read: {plain(rpm.fault)}")
     return Tree(files, found, "" if found else note or "it has no package database")

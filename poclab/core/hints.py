@@ -7,12 +7,14 @@ else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from shlex import quote
 
 from poclab.core.plaintext import plain
 
 _LONGEST = 600  # characters of a command: more than one with the longest file name (255) has
+_UUID = re.compile("[0-9A-Fa-f]{32}")
 _CANNOT = "run `poclab doctor`: the command cannot be shown, as a name in it is not printable text"
 
 
@@ -29,15 +31,24 @@ def command(*words: str, otherwise: str = _CANNOT) -> str:
     return text if plain(text, _LONGEST) == text else otherwise
 
 
-def virsh(*words: str, names: Sequence[str], uri: str = "", otherwise: str = _CANNOT) -> str:
+def _is_misread(name: str) -> bool:
+    """Whether virsh takes a name for an ID or UUID, which it tries first (tools/virsh-util.c)."""
+    # virStrToLong_i() takes blanks and a sign, virUUIDParse() dashes and blanks anywhere.
+    digits = name.strip().lstrip("+")
+    return digits.isdecimal() or _UUID.fullmatch(re.sub(r"[-\s]", "", name)) is not None
+
+
+def virsh(*words: str, names: Sequence[str], uri: str, otherwise: str = _CANNOT) -> str:
     """Write a command of virsh's on things whose names come last; see `command`.
 
     Args:
         words: virsh's command and its options.
-        names: what it is for; one that begins with `-` is not taken for an option of virsh's.
-        uri: the libvirt connection; left out, it is the user's own choice.
+        names: what it is for; one that begins with `-` is not taken for an option of virsh's, and
+            none that virsh would take for another thing's ID or UUID is suggested.
+        uri: the libvirt connection.
         otherwise: see `command`.
     """
-    where = ("-c", uri) if uri else ()
+    if any(_is_misread(name) for name in names):
+        return otherwise
     end = ("--",) if any(name.startswith("-") for name in names) else ()
-    return command("virsh", *where, *words, *end, *names, otherwise=otherwise)
+    return command("virsh", "-c", uri, *words, *end, *names, otherwise=otherwise)

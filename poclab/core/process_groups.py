@@ -117,6 +117,8 @@ def _send(process: Process, group: int | None, signum: int) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:  # all that is left of it runs as another account
+        if process.returncode is not None:
+            return True  # it was reaped: the number may be anybody's by now
         return as_root(signum, process.pid if group is None else -group)
     return True
 

@@ -292,8 +292,8 @@ def kept_labels(labels: Mapping[str, str]) -> dict[str, str]:
     kept = sorted(fitting, key=lambda key: (key not in _FIRST, key))[:LABELS]
     if len(kept) < len(ours):
         events.note(
-            f"{len(ours) - len(kept):,} labels of the container image are left out: "
-            f"a version keeps {LABELS}"
+            f"labels of the container image left out: {len(ours) - len(kept):,}; a version keeps"
+            f" {LABELS} with names of at most {LABEL_LENGTH:,} characters"
         )
     return {key: stored(labels[key], LABEL_LENGTH) for key in kept}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from poclab.core import events, hints
 from poclab.core.plaintext import plain
 from poclab.core.units import KIB, MIB
-from poclab.disks import compression
+from poclab.disks import compression, stdin
 from poclab.disks.digest import Digester
 from poclab.disks.qcow2_header import Head, read_head
 from poclab.model.version import Ref, Version
@@ -211,6 +211,8 @@ def advice(top: Version | None, digest: str, *, gone: bool = False) -> str:
     # The name of a file may be such that no shell can be given it.
     instead = hints.command("poclab", "image", "import", new, "FILE", *known)
     source = top.origin.source
+    if source == stdin.NAME:
+        return f"import it again: {instead}; or {backup}"
     file = f"./{source}" if source.startswith("-") else source
     words = ("poclab", "image", "import", new, file, *known)
     return f"import it again: {hints.command(*words, otherwise=instead)}; or {backup}"

@@ -198,7 +198,8 @@ class _Commit:
             raise PoclabError(
                 f"{record.path} was saved to a file while it ran",
                 why="its disk lacks what is still in its memory",
-                fix="start it, so that it goes on: " + hints.virsh("start", names=[record.domain]),
+                fix="start it, so that it goes on: "
+                + hints.virsh("start", names=[record.domain], uri=self._host.uri),
             )
         if live:
             quiesce = self._request.quiesce

@@ -449,5 +449,6 @@ def observe(host: Host, lab: str) -> Observed:
         foreign=host.foreign(),
         port_free=probe.port_free,
         pool=host.pool.directory,
+        uri=host.uri,
         kept=kept,
     )

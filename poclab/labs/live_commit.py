@@ -71,7 +71,8 @@ def refuse_foreign_disk(lab: LabHost, vm: ObservedVm) -> None:
     fix = f"start it anew from a version: poclab reset {vm.record.path}"
     if found is not None and own in found.chain and vm.active:
         merge = ("blockcommit", vm.record.domain, found.target, "--base", own)
-        fix = hints.command("virsh", *merge, "--active", "--pivot")
+        where = ("-c", lab.host.uri)
+        fix = hints.command("virsh", *where, *merge, "--active", "--pivot")
     raise PoclabError(
         f"{vm.record.path} stands on {found.chain[0] if found else 'no disk of its own'}",
         why="somebody made a snapshot of it, or changed its definition",

@@ -5,6 +5,7 @@ Each repair looks and mends by itself; `REPAIRS` lists them all. A look changes 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -157,7 +158,10 @@ def _close_one(host: Host, directory: int, name: str) -> Mended:
             return
         yield f"closed {what} to other users"
     except OSError as error:
-        yield _refused(f"cannot close {what} to other users", error)
+        if error.errno == errno.EMLINK:
+            yield f"left {what} open to other users: {error.strerror}"
+        else:
+            yield _refused(f"cannot close {what} to other users", error)
 
 
 @contextmanager
@@ -255,9 +259,10 @@ def _close(directory: int, name: str, readers: int | None) -> bool:
         return False  # another command deleted it
     try:
         found = os.fstat(fd)
-        # A file with a second name may be somebody else's.
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        if not stat.S_ISREG(found.st_mode):
             return False
+        if found.st_nlink > 1:  # under the other name it may be somebody else's
+            raise OSError(errno.EMLINK, "it has a second name (see it with `find -samefile`)")
         events.step("close", volume=name)
         if _is_base(name):
             close_base(fd, readers)

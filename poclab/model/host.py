@@ -95,6 +95,7 @@ class Observed:
         foreign: names that are somebody else's.
         port_free: whether nothing listens on a port of 127.0.0.1.
         pool: the pool's directory.
+        uri: the libvirt connection.
         kept: bytes that a guest sees of the kept data disks, by volume.
     """
 
@@ -105,6 +106,7 @@ class Observed:
     foreign: Foreign = field(default_factory=Foreign)
     port_free: Callable[[int], bool] = lambda _port: True
     pool: str = ""
+    uri: str = "qemu:///system"
     kept: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, lab: str) -> dict[str, ObservedVm]:

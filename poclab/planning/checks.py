@@ -93,17 +93,18 @@ def overwritten(found: ObservedVm | None, vm: Vm, names: Container[str]) -> Iter
                 )
 
 
-def borrowed(target: VmRecord, users: Mapping[str, str]) -> Iterator[str]:
+def borrowed(target: VmRecord, users: Mapping[str, str], uri: str) -> Iterator[str]:
     """Kept data disks of a VM that a domain without a record stands on, in words.
 
     Args:
         target: what the VM is to be.
         users: domains by the volumes that they stand on.
+        uri: the libvirt connection.
     """
     for disk in target.disks:
         user = users.get(data_volume(target, disk)) if disk.keep else None
         if user and user != target.domain:
-            again = hints.virsh("domrename", names=[user, target.domain])
+            again = hints.virsh("domrename", names=[user, target.domain], uri=uri)
             yield (
                 f"data disk {disk.name} is in use by domain {plain(user)}; if that is this VM under"
                 f" another name: {again}"

@@ -201,7 +201,7 @@ class _Planner:
                 *thawed(there, vm, new_disk=self._new_disk(target, there)),
                 *returning(target, there, self.observed.kept),
                 *overwritten(there, vm, self.observed.volumes),
-                *borrowed(target, self.observed.foreign.volumes),
+                *borrowed(target, self.observed.foreign.volumes, self.observed.uri),
             ]
             found += [f"{vm.name}: {line}" for line in lines]
         if not self.observed.session:

@@ -437,6 +437,21 @@ def test_verbose_says_where_an_error_comes_from_and_shows_nothing_a_terminal_act
     assert ended.err.replace("\n", "").isprintable()
 
 
+def test_a_question_with_standard_input_closed_is_answered_as_in_a_script() -> None:
+    ended = process("sh", "-c", f"exec {sys.executable} -m poclab image import a:b - <&-")
+    assert "AttributeError" not in ended.stderr
+    assert ended.returncode == 1
+
+
+def test_no_file_gets_the_number_of_a_stream_that_is_closed(tmp_path: Path) -> None:
+    code = (
+        "import os; from poclab.cli import app; app._open_streams();"
+        f"print(os.open({str(tmp_path)!r}, os.O_RDONLY), file=open({str(tmp_path / 'n')!r}, 'w'))"
+    )
+    process("sh", "-c", f'exec {sys.executable} -c "{code}" <&- >&- 2>&-')
+    assert int((tmp_path / "n").read_text()) > 2
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_streams_that_are_closed(closed: str) -> None:
     ended = process("sh", "-c", f"exec {sys.executable} -m poclab --version {closed}")

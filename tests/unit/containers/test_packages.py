@@ -120,6 +120,19 @@ def test_an_rpm_database_too_large_to_be_copied_leaves_packages_unknown(
     assert "it has more than" in tree({"usr/share/rpm/rpmdb.sqlite": b"x" * 11}).note
 
 
+@pytest.mark.parametrize(("limit", "value"), [("_DPKG_ALL", 100), ("_DPKG_PACKAGES", 1)])
+def test_lists_of_dpkgs_that_are_too_long_together(
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    piece = "var/lib/dpkg/status.d/{}"
+    files = {piece.format(n): f"Package: p{n}\nVersion: 1\n".encode() for n in range(5)}
+    assert len(tree(files).packages) == 5
+    monkeypatch.setattr(packages, limit, value)
+    found = tree(files)
+    assert (dict(found.packages), len(found.files)) == ({}, 5)
+    assert found.note == "its lists of dpkg's packages are too long"
+
+
 def test_blanks_in_a_status_file_cost_no_time() -> None:
     started = time.monotonic()
     assert dpkg(f"Package: a{' ' * 2_000_000}b\n") == {}

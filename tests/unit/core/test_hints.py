@@ -180,3 +180,12 @@ def test_the_rule_catches() -> None:
 
 def test_quoting_is_shlexs() -> None:
     assert hints.command("a", "b c") == shlex.join(["a", "b c"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["3", " 3", "+3", "6f1c1f4e-9f7b-4f7e-8d0c-3d1d6c1f8a52", "6f1c1f4e9f7b4f7e8d0c3d1d6c1f8a52"],
+)
+def test_what_virsh_takes_for_another_things_id_is_not_suggested(name: str) -> None:
+    said = hints.virsh("undefine", "--nvram", names=[name], uri=URI, otherwise="by its UUID")
+    assert said == "by its UUID"

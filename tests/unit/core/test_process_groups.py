@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -115,3 +117,21 @@ def test_a_group_that_is_gone_is_nobodys_to_signal(monkeypatch: pytest.MonkeyPat
         process.wait(20)
     process_groups.end_group(process, 1)
     assert not Path(f"/proc/{process.pid}").exists()
+
+
+def test_nobody_is_asked_to_end_the_number_of_a_process_that_was_reaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may be another account's by now."""
+
+    def denied(*_: int) -> None:
+        raise PermissionError
+
+    def ask(*_: int) -> bool:
+        raise AssertionError("root was asked to end it")
+
+    monkeypatch.setattr(os, "killpg", denied)
+    monkeypatch.setattr(process_groups, "as_root", ask)
+    with subprocess.Popen(["true"], start_new_session=True) as process:
+        process.wait(10)
+        assert process_groups._send(process, process.pid, signal.SIGTERM)

@@ -70,3 +70,18 @@ def test_a_long_text_weighs_next_to_nothing() -> None:
 
 def test_what_is_nested_beside_each_other_is_not_deep() -> None:
     assert len(safe_xml.parse(f"<a>{'<b/>' * 10_000}</a>")) == 10_000
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_long_namespace_is_refused_before_every_name_repeats_it(quote: str) -> None:
+    space = f"xmlns:a = {quote}{'x' * 200_000}{quote}"
+    text = f"<r {space}>" + "".join(f"<a:b{n}/>" for n in range(4000)) + "</r>"
+    with pytest.raises(ValueError, match="a namespace that is too long"):
+        safe_xml.parse(text)
+
+
+def test_a_namespace_is_weighed_with_each_name() -> None:
+    text = f"<r xmlns='{'x' * 1000}'>" + "<b/>" * 150_000 + "</r>"
+    with pytest.raises(ValueError, match="too many elements and attributes"):
+        safe_xml.parse(text)
+    assert len(safe_xml.parse(text.replace("<b/>" * 149_000, ""))) == 1000

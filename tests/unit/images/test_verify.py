@@ -111,6 +111,8 @@ def test_what_helps_goes_by_the_origin() -> None:
     imported = by("imported", "my disk.vhdx", "sha256:" + "7" * 64)
     said = advice(imported, imported.digest)
     assert f"poclab image import shop:NEWTAG 'my disk.vhdx' --digest sha256:{'7' * 64};" in said
+    piped = by("imported", "standard input")
+    assert "poclab image import shop:NEWTAG FILE;" in advice(piped, piped.digest)
     for version in (by("committed", "acme/vm1"), None):
         assert advice(version, built.digest) == f"put {base} back from a backup"
 

@@ -154,10 +154,10 @@ def test_disks_that_a_renamed_domain_stands_on_are_left_alone() -> None:
 
 def test_a_kept_disk_that_another_domain_stands_on_is_named() -> None:
     target = make.record(disks=(make.disk("data", keep=True), make.disk("tmp")))
-    (line,) = borrowed(target, {KEPT: "renamed", OLD: "else"})
+    (line,) = borrowed(target, {KEPT: "renamed", OLD: "else"}, "qemu:///system")
     assert "data disk data is in use by domain renamed" in line
-    assert "virsh domrename renamed acme.vm1" in line
-    assert list(borrowed(target, {KEPT: "acme.vm1"})) == []
+    assert "virsh -c qemu:///system domrename renamed acme.vm1" in line
+    assert list(borrowed(target, {KEPT: "acme.vm1"}, "qemu:///system")) == []
 
 
 @st.composite
