@@ -13,10 +13,9 @@ event loop, is hung up on by libvirtd when it was stopped for half a minute (Ctr
 messages are not read because of such a limit (https://libvirt.org/internals/rpc.html). Without a
 loop the daemon asks for none.
 
-Instead, while a call takes long, the daemon is asked for its version from time to time: by the same
-connection, which has room for that, and where it is local by one of its own, which may be refused
-when others have taken all. One that answers anything is busy: the call has its deadline, and others
-have theirs. One that answers nothing for a minute is taken for dead: all that wait are told.
+Instead, while a call of a local daemon takes long, the daemon is asked for its version from time
+to time by a connection of its own. One that answers is busy: the call has its deadline, and others
+have theirs. One that does not answer for a minute is taken for dead: all that wait are told.
 
 A call that was given up goes on in its thread, and what it asked for may still happen: that is as
 if the program had been killed at that moment, which any next command mends. Once the user has
@@ -30,7 +29,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import libvirt
 
@@ -46,7 +45,7 @@ _NOTICE_LONG = 10.0  # the same for what moves a guest's memory or disks
 _LOOK = 0.5  # seconds between two looks, for signals that another thread got
 _BRIEF = 5.0  # seconds for a call when another one hangs and the user has interrupted
 _PROBE_EVERY = 10.0  # seconds between two questions whether the daemon lives
-_SILENCE = 60.0  # seconds without any answer, after which it is taken for dead
+_SILENCE = 60.0  # seconds without an answer to that, after which it is taken for dead
 
 _AT_ONCE = 4  # calls out at once; see the module
 _LONG_AT_ONCE = 3  # of them such as may take an hour, so that short ones do not wait for those
@@ -118,12 +117,6 @@ class _Pulse:
         self._guard = threading.Lock()
         self._job: Job | None = None
 
-    @property
-    def asking(self) -> bool:
-        """Whether a question has had no answer yet."""
-        with self._guard:
-            return self._job is not None and not self._job.finished
-
     def gone(self) -> bool:
         """Whether the last question has had no answer for `_SILENCE`; asks when it is time to."""
         with self._guard:
@@ -144,26 +137,22 @@ class Line:
         told: the user was told that libvirt is waited for.
     """
 
-    def __init__(self, *probes: Callable[[], object]) -> None:
+    def __init__(self, probe: Callable[[], object] | None = None) -> None:
         """Have no call out yet.
 
         Args:
-            probes: each asks the daemon something short, and returns or raises once it answers.
+            probe: asks the daemon something short by another connection, and returns or raises
+                once it answers; None where that cannot be done.
         """
         self.dead = False
         self.told = False
-        self._pulses = [_Pulse(probe) for probe in probes]
-        self._heard = clock.now()  # when it answered anything last
+        self._pulse = _Pulse(probe) if probe else None
         self._hurried = False
         self._guard = threading.Lock()
         self._left: list[Job] = []  # given up, and they may still be out
         self._out: list[Job] = []
         self._places = _places(_AT_ONCE)
         self._long_places = _places(_LONG_AT_ONCE)
-
-    def ask_by(self, probe: Callable[[], object]) -> None:
-        """Have the daemon asked in another way as well; see `__init__`."""
-        self._pulses.append(_Pulse(probe))
 
     @property
     def hangs(self) -> bool:
@@ -177,7 +166,7 @@ class Line:
         """Whether any call is out."""
         with self._guard:
             self._out = [job for job in self._out if not job.finished]
-            return bool(self._out) or any(pulse.asking for pulse in self._pulses)
+            return bool(self._out)
 
     def call(self, name: str, work: Callable[[], T]) -> T:
         """Do what calls libvirt.
@@ -193,7 +182,7 @@ class Line:
         if outer is not None:  # a part of what another thread waits for
             if outer.left:
                 raise _stuck(name, 0)
-            outer.beat = self._heard = clock.now()
+            outer.beat = clock.now()
             return work()
         job = Job(work)
         try:
@@ -275,8 +264,7 @@ class Line:
         Raises:
             StuckError: it is taken for dead.
         """
-        gone = [pulse.gone() for pulse in self._pulses]  # each asks when it is time to
-        if gone and all(gone) and clock.now() - self._heard >= _SILENCE:
+        if self._pulse and self._pulse.gone():
             self.dead = True
         if self.dead:
             raise _stuck(name, passed)
@@ -284,28 +272,22 @@ class Line:
     def _wait(self, job: Job, name: str, limit: float) -> None:
         notice = _NOTICE if limit <= _USUAL else _NOTICE_LONG
         begin, told = clock.now(), False
-        try:
-            while not job.done.acquire(timeout=_LOOK):
-                now = clock.now()
-                if now - job.beat >= limit or interrupts.urgent():
-                    self._give_up(name, now - begin)
-                if now - begin >= notice:
-                    if not self.told:
-                        told = self.told = True
-                        events.note(f"waiting for libvirt ... ({name})")
-                    self._look(name, now - begin)
-                elif self.dead:
-                    raise _stuck(name, now - begin)
-            self._heard = clock.now()
-        finally:
-            if told:
-                self.told = False  # the next time is news
-
-    def _give_up(self, name: str, passed: float) -> NoReturn:
-        # Where nobody can be asked whether the daemon lives, a second call tells.
-        last = self._in_a_hurry() or not self._pulses
-        self.dead = self.dead or interrupts.urgent() or (last and self.hangs)
-        raise _stuck(name, passed)
+        while not job.done.acquire(timeout=_LOOK):
+            now = clock.now()
+            if now - job.beat >= limit or interrupts.urgent():
+                # Where nobody can be asked whether the daemon lives, a second call tells.
+                last = self._in_a_hurry() or self._pulse is None
+                self.dead = self.dead or interrupts.urgent() or (last and self.hangs)
+                raise _stuck(name, now - begin)
+            if now - begin >= notice:
+                if not self.told:
+                    told = self.told = True
+                    events.note(f"waiting for libvirt ... ({name})")
+                self._look(name, now - begin)
+            elif self.dead:
+                raise _stuck(name, now - begin)
+        if told:
+            self.told = False  # it answers again: the next time is news
 
 
 def _places(count: int) -> SimpleQueue[None]:
@@ -378,9 +360,8 @@ def connect(uri: str | None, *, far: bool) -> Any:
         StuckError: the daemon takes the connection and says nothing.
     """
     # Another host's daemon may cost a password each time.
-    line = Line(*(() if far else (partial(_probe, uri),)))
+    line = Line(None if far else partial(_probe, uri))
     conn = line.call("open far" if far else "open", partial(libvirt.open, uri))
-    line.ask_by(conn.getLibVersion)
     return Remote(conn, line)
 
 

@@ -18,7 +18,6 @@ import libvirt
 import pytest
 
 from poclab.core import events, interrupts
-from poclab.core.events import Event
 from poclab.virt import remote, worker
 from poclab.virt.host import connect
 from poclab.virt.remote import Line, Remote, StuckError
@@ -416,33 +415,3 @@ def test_objects_and_errors_are_libvirts() -> None:
         assert pool.createXMLFrom(xml.format("b"), volume, 0).name() == "b"
         assert {item.name() for item in pool.listAllVolumes(0)} == {"a", "b"}
     assert conn._target._o is None
-
-
-@pytest.mark.usefixtures("hasty")
-def test_a_daemon_that_takes_no_other_connection_and_answers_is_not_dead(
-    domain: Domain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Anybody on the host may take all the connections of those who are not logged in."""
-    monkeypatch.setitem(remote._DEADLINES, "hang", 3.0)
-    gate, asked = threading.Event(), list[int]()
-    line = Line(lambda: gate.wait(30))
-    line.ask_by(lambda: asked.append(1))
-    assert took(Remote(domain, line).hang, StuckError) > 2.5
-    assert (line.dead, len(asked) > 1) == (False, True)
-    gate.set()
-    domain.gate.set()
-
-
-@pytest.mark.usefixtures("hasty")
-def test_every_wait_is_told_also_after_one_that_was_given_up(
-    domain: Domain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(remote._DEADLINES, "hang", 0.4)
-    monkeypatch.setattr(remote, "_NOTICE", 0.1)
-    found: list[Event] = []
-    proxy = Remote(domain, Line(lambda: None))
-    with events.listening(found.append):
-        for _ in range(2):
-            took(proxy.hang, StuckError)
-    assert [event.text for event in found] == ["waiting for libvirt ... (hang)"] * 2
-    domain.gate.set()
