@@ -83,7 +83,7 @@ def lifetime(keep_old: bool, expires: str | None) -> Lifetime:
     """What two options say of how long disks are kept.
 
     Raises:
-        UsageError: they do not go together, or the text is no duration.
+        UsageError: they do not go together, or the text is not a duration.
     """
     from poclab.store.parked import NEVER, Keep
 

@@ -21,7 +21,7 @@ def confirmed(question: str, *, yes: bool) -> bool:
 
 
 def check_terminal() -> None:
-    """See that somebody can answer a question that no option answers.
+    """Check that somebody can answer a question that no option answers.
 
     Raises:
         UsageError: nobody can.

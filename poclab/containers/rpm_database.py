@@ -136,7 +136,7 @@ def header(blob: bytes) -> tuple[str, str]:
     """Read a package's name and its version, `[EPOCH:]VERSION-RELEASE.ARCH`.
 
     Raises:
-        ValueError: if it is no header.
+        ValueError: if it is not a header.
     """
     try:
         count, _ = struct.unpack_from(">II", blob)

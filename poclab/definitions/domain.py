@@ -37,7 +37,7 @@ def domain_spec(
         record: what the VM is to be.
         traits: what the host can do.
         uuid: the domain's UUID where it exists already.
-        bases: the volumes the system disk's overlay stands on, the top first.
+        bases: the volumes below the system disk's overlay, the top first.
         path: from a volume's name to its file.
         console_log: where the serial console is copied to.
         oem_strings: SMBIOS strings for the guest.

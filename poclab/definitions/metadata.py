@@ -171,7 +171,7 @@ def started(element: Element) -> str | None:
     """When poclab started a running domain, from its metadata element; None if it did not.
 
     Raises:
-        ValueError: it is no time.
+        ValueError: it is not a time.
     """
     return shapes.Fields(element.attrib)(STARTED, shapes.maybe(shapes.TIME), None)
 

@@ -40,7 +40,7 @@ def orphans(host: Host) -> list[Orphan]:
     store = Store(host.pool, host.uri)
     bases_ = store.garbage(used_volumes(vms, foreign, lot))
     return [
-        *(Orphan("volume", name, "no VM stands on it") for name in disks),
+        *(Orphan("volume", name, "no VM uses it") for name in disks),
         *(Orphan("volume", name, "no version has it") for name in bases_),
         *(Orphan("volume", new, "a rename was cut short") for new in host.pool.moves().values()),
         *(Orphan("work directory", name, "its command is gone") for name in host.pool.leftovers()),

@@ -11,7 +11,7 @@ from poclab.model.volumes import PASSING, of_lab
 
 
 def volumes(record: VmRecord) -> set[str]:
-    """The volumes a VM stands on, its version's base aside."""
+    """Return the volumes a VM uses, except its version's base."""
     data = (data_volume(record, disk) for disk in record.disks)
     return {record.overlay, *data, *(item.volume for item in record.frozen)}
 
@@ -29,7 +29,7 @@ def garbage(
     foreign: Foreign | None = None,
     held: Iterable[str] = (),
 ) -> list[str]:
-    """Volumes of a lab that no VM stands on and that nobody was promised to keep.
+    """Return volumes of a lab that no VM uses and that nobody was promised to keep.
 
     Only system disks and data disks without `keep` are ever garbage: a kept data disk has a
     name of its own (`data.`) that is not looked at here.

@@ -25,7 +25,7 @@ class Ref:
         """Read `IMAGE:TAG`.
 
         Raises:
-            UsageError: a part is missing or is no name.
+            UsageError: a part is missing or is not a valid name.
         """
         image, colon, tag = text.partition(":")
         if not colon:

@@ -94,7 +94,7 @@ def overwritten(found: ObservedVm | None, vm: Vm, names: Container[str]) -> Iter
 
 
 def borrowed(target: VmRecord, users: Mapping[str, str], uri: str) -> Iterator[str]:
-    """Kept data disks of a VM that a domain without a record stands on, in words.
+    """Say which kept data disks of a VM are in use by a domain without a record.
 
     Args:
         target: what the VM is to be.

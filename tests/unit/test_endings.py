@@ -6,20 +6,22 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_for
+
 ROOT = Path(__file__).parents[2]
 
 # A place with a process in it that left its session, as libvirtd, QEMU and virtlogd do.
 TESTS = """
-import subprocess, time
+import signal, subprocess
 from pathlib import Path
 import pytest
 from tests.support import accounts
+from tests.support.waiting import wait_for
 NOTE = Path(__file__).parent / "note"
 
 @pytest.fixture
@@ -30,12 +32,12 @@ def place():
 def test_waits(place):
     argv = place.argv("setsid", "--fork", "sh", "-c", 'echo $$ >"$1.new"; exec sleep 300', "sh")
     subprocess.run([*argv, str(NOTE)], check=True)
-    while not Path(f"{NOTE}.new").exists() or not Path(f"{NOTE}.new").read_text():
-        time.sleep(0.02)
+    new = Path(f"{NOTE}.new")
+    wait_for(lambda: new.exists() and bool(new.read_text()))
     text = Path(f"{NOTE}.new").read_text()
     NOTE.with_name("note.whole").write_text(f"{text} {place.root}")
     NOTE.with_name("note.whole").rename(NOTE)
-    time.sleep(300)
+    signal.pause()
 """
 # Ignores SIGINT before it becomes the tests, as a shell has a background job do.
 DEAF = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
@@ -66,13 +68,6 @@ def tests(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str],
     for process in started:
         process.kill()
         process.communicate(timeout=20)
-
-
-def wait_for(condition: Callable[[], bool], patience: float = 30) -> None:
-    limit = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -119,7 +119,7 @@ def test_an_imported_file_is_named_whole(name: str, tmp_path: Path) -> None:
     origin = replace(make.version().origin, kind="imported", source=name or "x")
     version = make.version(origin=origin)
     said = verify.advice(version, version.digest).partition("again: ")[2].rpartition("; or put")[0]
-    # A file's name is no option.
+    # A file's name is not an option.
     assert (f"./{name}" if name.startswith("-") else name or "x") in pasted(said, tmp_path)
 
 
@@ -159,7 +159,7 @@ def test_no_command_is_put_together_elsewhere() -> None:
 
 
 def _text(node: ast.JoinedStr) -> str:
-    """A formatted string with NUL for each value that is no constant of the module."""
+    """A formatted string with NUL for each value except constants of the module."""
     parts = []
     for value in node.values:
         if isinstance(value, ast.Constant):

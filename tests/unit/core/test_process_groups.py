@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from poclab.core import process_groups
 from tests.support import accounts
 from tests.support.accounts import Place, as_root
+from tests.support.waiting import wait_for
 
 # Ends process argv[1], which is root's and leads a group, as a user who may not.
 END = """
@@ -91,10 +91,7 @@ def test_sudo_ends_what_sudo_started(user: Place, roots: subprocess.Popen[bytes]
     sudo.chmod(0o755)
     process = ending(user, roots.pid)
     try:
-        limit = time.monotonic() + 60
-        while not asked.exists():
-            assert time.monotonic() < limit
-            time.sleep(0.02)
+        wait_for(asked.exists, 60)
         assert asked.read_text() == f"-n kill -15 -- -{roots.pid}\n"
         subprocess.run([*as_root(), "kill", "-15", "--", f"-{roots.pid}"], check=True)
         assert roots.wait(10) != 0

@@ -21,6 +21,7 @@ from poclab.core import events, interrupts
 from poclab.virt import remote, worker
 from poclab.virt.host import connect
 from poclab.virt.remote import Line, Remote, StuckError
+from tests.support.waiting import wait_for
 
 
 class Domain:
@@ -41,7 +42,7 @@ class Domain:
 
     def slow(self) -> str:
         self.called.append("slow")
-        time.sleep(0.4)
+        self.gate.wait(0.4)
         return "at last"
 
     def quick(self) -> str:
@@ -86,13 +87,6 @@ def together(*work: Callable[[], object]) -> list[object]:
     return found
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-
-
 def took(work: Callable[[], object], error: type[BaseException]) -> float:
     began = time.monotonic()
     with pytest.raises(error):
@@ -102,8 +96,7 @@ def took(work: Callable[[], object], error: type[BaseException]) -> float:
 
 def interrupt(after: Callable[[], bool], signum: int = signal.SIGINT) -> None:
     def send() -> None:
-        while not after():
-            time.sleep(0.01)
+        wait_for(after)
         os.kill(os.getpid(), signum)
 
     threading.Thread(target=send, daemon=True).start()
@@ -250,13 +243,14 @@ def test_a_call_that_was_answered_does_not_hang(
 
 def test_not_more_calls_are_out_than_a_daemon_takes(domain: Domain) -> None:
     out, most, guard, line = 0, 0, threading.Lock(), Line()
+    four = threading.Barrier(4)  # all that may be out are, before one ends
 
     def work() -> str:
         nonlocal out, most
         with guard:
             out += 1
             most = max(most, out)
-        time.sleep(0.1)
+        four.wait(10)
         with guard:
             out -= 1
         return "done"
